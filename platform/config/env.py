@@ -1,0 +1,112 @@
+"""The one list of Hearth's settings: every environment variable it reads, its type, its default and its meaning.
+
+`docs/settings.md` is written from this list (`manage.py settings_page`), and a test holds the two together. An unknown or
+malformed `HEARTH_*` variable stops the start with a sentence, because a setting that is silently ignored is a fault
+that nobody sees. A secret may come from a file: `NAME_FILE=/path` stands for `NAME`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import environ
+from django.core.exceptions import ImproperlyConfigured
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One environment variable: `kind` is the name of a django-environ cast."""
+
+    name: str
+    kind: str
+    default: Any
+    help: str
+    secret: bool = False
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("HEARTH_DEBUG", "bool", False, "Development pages with tracebacks. Never on a machine others can reach."),
+    Setting("HEARTH_SECRET_KEY", "str", "", "Signs sessions and links. The embedded mode makes one by itself.", secret=True),
+    Setting("HEARTH_STATE", "str", str(ROOT / "var"), "The folder that holds everything Hearth keeps on this machine."),
+    Setting("HEARTH_HOST", "str", "127.0.0.1", "The address that the web server listens on."),
+    Setting("HEARTH_PORT", "int", 8000, "The port that the web server listens on."),
+    Setting("HEARTH_PUBLIC_URL", "str", "", "The address people type, when a proxy stands in front. Default: `http://localhost:<port>`."),
+    Setting("HEARTH_ALLOWED_HOSTS", "list", [], "Further host names that the web server answers to."),
+    Setting("HEARTH_TRUSTED_PROXIES", "int", 0, "How many proxies in front append to X-Forwarded-For."),
+    Setting("HEARTH_BASE_DOMAIN", "str", "hearth.localhost", "A new server is called `<name>.<base domain>`."),
+    Setting("HEARTH_DELETE_GRACE_HOURS", "int", 72, "How long a deleted server can still be brought back."),
+    Setting("HEARTH_REQUIRE_MFA", "bool", True, "People need a second factor before they can create an organisation."),
+    Setting("HEARTH_DNS_RESOLVERS", "list", [], "Resolvers for domain proofs, `address` or `address:port`. Default: the system's."),
+    Setting("HEARTH_MAIL_FROM", "str", "Hearth <hearth@localhost>", "The sender of Hearth's mails."),
+    Setting("HEARTH_SMTP_URL", "str", "", "`smtp+tls://user:password@host:587`. Empty: mails stay in the inbox page.", secret=True),
+    Setting("HEARTH_KEY_FILE", "str", "", "The root key, mode 0600. Default: `keys/root.key` in the state folder."),
+    Setting("HEARTH_LOG_FORMAT", "str", "text", "`text` or `json`."),
+    Setting("HEARTH_ENVIRONMENTS", "str", "", "Where Synapse's environments are made. Default: `environments` in the state folder."),
+    Setting("DATABASE_URL", "str", "", "PostgreSQL to use in place of the embedded one.", secret=True),
+    Setting("REDIS_URL", "str", "", "Redis to use in place of the embedded one.", secret=True),
+)
+BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+
+def read(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """Return every setting's value by name, or raise `ImproperlyConfigured` with a sentence that says what to change."""
+    values = with_files(environment)
+    refuse_unknown(values)
+    env = environ.FileAwareEnv()
+    env.ENVIRON = dict(values)
+    return {setting.name: _cast(env, setting) for setting in SETTINGS}
+
+
+def with_files(environment: Mapping[str, str]) -> dict[str, str]:
+    """Replace each `NAME_FILE` of a known setting by `NAME` with the file's first line."""
+    values = dict(environment)
+    for setting in SETTINGS:
+        path = values.pop(f"{setting.name}_FILE", "")
+        if not path:
+            continue
+        if values.get(setting.name):
+            raise ImproperlyConfigured(f"Both {setting.name} and {setting.name}_FILE are set. Keep one of them.")
+        try:
+            values[setting.name] = Path(path).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ImproperlyConfigured(f"{setting.name}_FILE names {path}, which can't be read: {error.strerror}.") from None
+    return values
+
+
+def refuse_unknown(values: Mapping[str, str]) -> None:
+    """Stop at the first `HEARTH_*` variable that no setting has, with the nearest name that exists."""
+    for name in sorted(values):
+        if name.startswith("HEARTH_") and name not in BY_NAME:
+            near = difflib.get_close_matches(name, BY_NAME, n=1)
+            hint = f" Did you mean {near[0]}?" if near else " docs/settings.md lists the settings."
+            raise ImproperlyConfigured(f"{name} is not a setting of Hearth.{hint}")
+
+
+def _cast(env: environ.Env, setting: Setting) -> Any:
+    raw = env.ENVIRON.get(setting.name)
+    if raw is None or raw == "":
+        return setting.default
+    if setting.kind == "bool":
+        return _boolean(setting.name, raw)
+    cast: Callable[..., Any] = getattr(env, setting.kind)
+    try:
+        return cast(setting.name)
+    except (ValueError, TypeError, ImproperlyConfigured):
+        shown = "its value" if setting.secret else repr(raw)
+        raise ImproperlyConfigured(f"{setting.name} must be of type {setting.kind}; {shown} is not.") from None
+
+
+def _boolean(name: str, raw: str) -> bool:
+    # django-environ takes every unknown word for False; a misspelt "ture" must not switch a protection off.
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    try:
+        return words[raw.strip().lower()]
+    except KeyError:
+        raise ImproperlyConfigured(f"{name} must be true or false; {raw!r} is neither.") from None

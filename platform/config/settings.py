@@ -1,0 +1,153 @@
+"""Django's settings, made from `config.env`. Everything a deployment may change is listed there."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import environ
+from csp.constants import NONCE, NONE, SELF
+from django.core.exceptions import ImproperlyConfigured
+
+from config.env import ROOT, read
+from observability.logs import logging_config
+
+HEARTH: dict[str, Any] = read()
+STATE = Path(HEARTH["HEARTH_STATE"]).expanduser().resolve()
+HEARTH["HEARTH_KEY_FILE"] = HEARTH["HEARTH_KEY_FILE"] or str(STATE / "keys" / "root.key")
+HEARTH["HEARTH_ENVIRONMENTS"] = HEARTH["HEARTH_ENVIRONMENTS"] or str(STATE / "environments")
+PUBLIC_URL: str = HEARTH["HEARTH_PUBLIC_URL"] or f"http://localhost:{HEARTH['HEARTH_PORT']}"
+
+DEBUG: bool = HEARTH["HEARTH_DEBUG"]
+SECRET_KEY: str = HEARTH["HEARTH_SECRET_KEY"]
+if not SECRET_KEY:
+    raise ImproperlyConfigured(
+        "HEARTH_SECRET_KEY is not set. `make run` makes one by itself; elsewhere set it (or HEARTH_SECRET_KEY_FILE) "
+        "to 50 random characters and keep it: sessions and mail links are signed with it."
+    )
+for _name in ("DATABASE_URL", "REDIS_URL"):
+    if not HEARTH[_name]:
+        raise ImproperlyConfigured(f"{_name} is not set. `make run` starts its own; elsewhere set it to your server's address.")
+
+ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", urlsplit(PUBLIC_URL).hostname or "localhost", *HEARTH["HEARTH_ALLOWED_HOSTS"]]
+CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]
+SECURE = PUBLIC_URL.startswith("https://")
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE
+SESSION_COOKIE_NAME, CSRF_COOKIE_NAME = ("__Host-session", "__Host-csrf") if SECURE else ("hearth-session", "hearth-csrf")
+SESSION_COOKIE_HTTPONLY = CSRF_COOKIE_HTTPONLY = True
+SECURE_HSTS_SECONDS = 31_536_000 if SECURE else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE
+SECURE_REFERRER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "DENY"
+if SECURE:
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+
+INSTALLED_APPS = [
+    "unfold",
+    "django.contrib.admin.apps.SimpleAdminConfig",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django.contrib.humanize",
+    "allauth",
+    "allauth.account",
+    "allauth.mfa",
+    "django_htmx",
+    "django_otp",
+    "csp",
+    "observability",
+    "audit",
+    "notifications",
+    "security",
+    "accounts",
+    "tenants",
+    "provisioning",
+    "config",
+]
+
+MIDDLEWARE = [
+    "observability.middleware.RequestContextMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "csp.middleware.CSPMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django_otp.middleware.OTPMiddleware",
+    "accounts.middleware.SecondFactorMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "allauth.account.middleware.AccountMiddleware",
+    "django_htmx.middleware.HtmxMiddleware",
+]
+
+ROOT_URLCONF = "config.urls"
+ASGI_APPLICATION = "config.asgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [ROOT / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+                "tenants.context_processors.organisations",
+            ],
+        },
+    }
+]
+
+DATABASES = {"default": environ.Env.db_url_config(HEARTH["DATABASE_URL"])}
+DATABASES["default"].setdefault("OPTIONS", {})
+DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
+REDIS_URL: str = HEARTH["REDIS_URL"]
+CACHES = {"default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": REDIS_URL, "KEY_PREFIX": "hearth"}}
+SESSION_ENGINE = "django.contrib.sessions.backends.db"
+
+CELERY_BROKER_URL = REDIS_URL
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_ACKS_LATE = True
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+LANGUAGE_CODE = "en-gb"
+TIME_ZONE = "UTC"
+USE_TZ = True
+USE_I18N = True
+
+STATIC_URL = "/static/"
+STATICFILES_DIRS = [ROOT / "static"]
+STATIC_ROOT = STATE / "static"
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"},
+}
+if DEBUG or "pytest" in sys.modules:
+    STORAGES["staticfiles"] = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}
+    WHITENOISE_USE_FINDERS = True
+
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": [SELF],
+        "script-src": [SELF, NONCE],
+        "style-src": [SELF, NONCE],
+        "img-src": [SELF, "data:"],
+        "object-src": [NONE],
+        "base-uri": [NONE],
+        "form-action": [SELF],
+        "frame-ancestors": [NONE],
+    }
+}
+
+LOGGING_CONFIG = None
+LOGGING = logging_config(HEARTH["HEARTH_LOG_FORMAT"])
+
+from config.settings_identity import *  # noqa: E402, F403 (one file for people and sign-in, read into this namespace)

@@ -1,0 +1,9 @@
+"""Every route of Hearth. Each app brings its own list; this one only places them."""
+
+from __future__ import annotations
+
+from django.urls import include, path
+
+urlpatterns = [
+    path("account/", include("allauth.urls")),
+]

@@ -1,0 +1,53 @@
+"""Logs on standard error: one line each, with the request id, as text or JSON."""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+from typing import Any
+
+import structlog
+
+from observability.context import current
+
+
+def add_request(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+    """Put the request's id on the line, so that one request's lines can be found together."""
+    if request_id := current.get().request_id:
+        event["request_id"] = request_id
+    return event
+
+
+SHARED = [
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.add_logger_name,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    add_request,
+]
+
+
+def logging_config(form: str) -> dict[str, Any]:
+    """Return the `logging.config.dictConfig` dictionary for `form`, "text" or "json"; also sets structlog up."""
+    renderer: Any = structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer(colors=False)
+    structlog.configure(
+        processors=[*SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    config = {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {
+            "line": {
+                "()": structlog.stdlib.ProcessorFormatter,
+                "foreign_pre_chain": SHARED,
+                "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            }
+        },
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+        "root": {"handlers": ["stderr"], "level": "INFO"},
+        "loggers": {"httpx": {"level": "WARNING"}, "httpcore": {"level": "WARNING"}, "django.server": {"level": "WARNING"}},
+    }
+    logging.config.dictConfig(config)
+    return config

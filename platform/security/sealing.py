@@ -1,0 +1,82 @@
+"""Seal short secrets with the platform's root key file.
+
+AES-256-GCM (NIST SP 800-38D) with a random 96-bit nonce; a key for each purpose comes from the root by HKDF-SHA256
+(RFC 5869), so that a value sealed for one column can't be opened in another. Layout: one version byte (1), nonce,
+ciphertext with tag.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from functools import lru_cache
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from django.conf import settings
+
+VERSION = b"\x01"
+NONCE = 12
+KEY = 32
+
+
+class KeyFileError(RuntimeError):
+    """The root key can't be used; the text says why and what to do."""
+
+
+class UnsealError(ValueError):
+    """A sealed value was changed, belongs to another purpose, or was sealed with another root key."""
+
+
+def seal(plaintext: bytes, purpose: str) -> bytes:
+    """Encrypt `plaintext` for `purpose` (a stable name such as `provisioning.serversecret.value`)."""
+    nonce = os.urandom(NONCE)
+    return VERSION + nonce + _cipher(_root_path(), purpose).encrypt(nonce, plaintext, purpose.encode())
+
+
+def unseal(sealed: bytes, purpose: str) -> bytes:
+    """Return the plaintext of `seal`, or raise `UnsealError`."""
+    if sealed[:1] != VERSION or len(sealed) < 1 + NONCE + 16:
+        raise UnsealError(f"A sealed value of {purpose} has an unknown form.")
+    try:
+        return _cipher(_root_path(), purpose).decrypt(sealed[1 : 1 + NONCE], sealed[1 + NONCE :], purpose.encode())
+    except InvalidTag:
+        raise UnsealError(f"A sealed value of {purpose} can't be opened with this root key.") from None
+
+
+def ensure_root_key(path: Path) -> None:
+    """Create the root key with mode 0600 unless it exists."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(os.urandom(KEY))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _root_path() -> str:
+    return str(settings.HEARTH["HEARTH_KEY_FILE"])
+
+
+@lru_cache(maxsize=64)
+def _cipher(path: str, purpose: str) -> AESGCM:
+    return AESGCM(HKDF(algorithm=SHA256(), length=KEY, salt=None, info=purpose.encode()).derive(_read_root(Path(path))))
+
+
+def _read_root(path: Path) -> bytes:
+    try:
+        mode = path.stat().st_mode
+        root = path.read_bytes()
+    except OSError as error:
+        raise KeyFileError(f"The root key {path} can't be read: {error.strerror}. Restore it from your backup.") from None
+    if stat.S_IMODE(mode) & 0o077:
+        raise KeyFileError(f"The root key {path} can be read by others. Run: chmod 600 {path}")
+    if len(root) != KEY:
+        raise KeyFileError(f"The root key {path} is {len(root)} bytes long, not {KEY}. Restore it from your backup.")
+    return root

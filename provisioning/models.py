@@ -1,0 +1,205 @@
+"""Where servers run, the durable jobs that carry desired state there, and what was observed."""
+
+from __future__ import annotations
+
+import uuid
+
+from django.db import models
+from django.db.models import Q
+
+from security.fields import SealedTextField
+from tenants.models import Server
+
+
+class Region(models.Model):
+    """A place where servers can run, and the provider that runs them there."""
+
+    class Provider(models.TextChoices):
+        LOCAL = "local", "This machine"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    code = models.SlugField(unique=True, max_length=40)
+    name = models.CharField(max_length=80)
+    provider = models.CharField(max_length=12, choices=Provider)
+    base_domain = models.CharField(max_length=200)
+    open = models.BooleanField(default=True, help_text="New servers can be placed here.")
+
+    class Meta:
+        ordering = ["code"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Operation(models.Model):
+    """One durable job on one server, carried out in short steps by whoever holds its lease.
+
+    `fence` rises with every lease taken. Each write of a worker names the fence it holds, so a worker that lost its
+    lease can change nothing any more.
+    """
+
+    class Kind(models.TextChoices):
+        CREATE = "create", "Create"
+        CONFIGURE = "configure", "Apply changes"
+        RESTART = "restart", "Restart"
+        SUSPEND = "suspend", "Suspend"
+        RESUME = "resume", "Resume"
+        UPGRADE = "upgrade", "Upgrade"
+        PASSWORD = "password", "New admin password"  # noqa: S105 (the name of a verb)
+        DELETE = "delete", "Delete"
+
+    class State(models.TextChoices):
+        QUEUED = "queued", "Waiting"
+        RUNNING = "running", "In progress"
+        SUCCEEDED = "succeeded", "Done"
+        FAILED = "failed", "Failed"
+        CANCELLED = "cancelled", "Cancelled"
+
+    OPEN = (State.QUEUED, State.RUNNING)
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    server = models.ForeignKey(Server, on_delete=models.PROTECT, related_name="operations")
+    kind = models.CharField(max_length=12, choices=Kind)
+    generation = models.PositiveIntegerField(help_text="The server's generation that this operation brings about.")
+    state = models.CharField(max_length=10, choices=State, default=State.QUEUED)
+    attempts = models.PositiveSmallIntegerField(default=0, help_text="Tries of the current step.")
+    run_after = models.DateTimeField(help_text="Not taken before this moment: back-off between tries.")
+    lease_owner = models.CharField(max_length=100, blank=True)
+    lease_until = models.DateTimeField(null=True)
+    fence = models.PositiveBigIntegerField(default=0)
+    cancel_requested = models.BooleanField(default=False)
+    error_code = models.CharField(max_length=40, blank=True)
+    error = models.TextField(blank=True, help_text="What happened and what to do next, for a person.")
+    created = models.DateTimeField(auto_now_add=True)
+    started = models.DateTimeField(null=True)
+    finished = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering = ["-created"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["server"], condition=Q(state__in=["queued", "running"]), name="operation_one_open_a_server"
+            )
+        ]
+        indexes = [
+            models.Index(fields=["run_after"], name="operation_due", condition=Q(state__in=["queued", "running"])),
+            models.Index(fields=["server", "-created"], name="operation_by_server"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.get_kind_display()} {self.server}"
+
+
+class OperationStep(models.Model):
+    """A named step of an operation, in order."""
+
+    class State(models.TextChoices):
+        WAITING = "waiting", "Waiting"
+        RUNNING = "running", "In progress"
+        DONE = "done", "Done"
+        FAILED = "failed", "Failed"
+        SKIPPED = "skipped", "Skipped"
+
+    operation = models.ForeignKey(Operation, on_delete=models.CASCADE, related_name="steps")
+    position = models.PositiveSmallIntegerField()
+    name = models.CharField(max_length=40)
+    title = models.CharField(max_length=120)
+    state = models.CharField(max_length=8, choices=State, default=State.WAITING)
+    attempts = models.PositiveSmallIntegerField(default=0)
+    started = models.DateTimeField(null=True)
+    finished = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering = ["position"]
+        constraints = [models.UniqueConstraint(fields=["operation", "position"], name="step_position_once")]
+
+
+class OperationEvent(models.Model):
+    """One line of an operation's live log."""
+
+    class Level(models.TextChoices):
+        INFO = "info", "Info"
+        WARNING = "warning", "Warning"
+        ERROR = "error", "Error"
+
+    id = models.BigAutoField(primary_key=True)
+    operation = models.ForeignKey(Operation, on_delete=models.CASCADE, related_name="events")
+    at = models.DateTimeField(auto_now_add=True)
+    step = models.CharField(max_length=40, blank=True)
+    level = models.CharField(max_length=8, choices=Level, default=Level.INFO)
+    message = models.TextField()
+
+    class Meta:
+        ordering = ["id"]
+        indexes = [models.Index(fields=["operation", "id"], name="event_by_operation")]
+
+
+class ServerStatus(models.Model):
+    """A server as it was last seen. Only the observer and the engine write it."""
+
+    class Phase(models.TextChoices):
+        PENDING = "pending", "Waiting"
+        PROGRESSING = "progressing", "In progress"
+        READY = "ready", "Ready"
+        DEGRADED = "degraded", "Degraded"
+        SUSPENDED = "suspended", "Suspended"
+        FAILED = "failed", "Failed"
+        DELETED = "deleted", "Deleted"
+
+    server = models.OneToOneField(Server, primary_key=True, on_delete=models.CASCADE, related_name="status")
+    observed_generation = models.PositiveIntegerField(default=0)
+    applied = models.JSONField(default=dict, help_text="The parts of the spec that were carried out last.")
+    phase = models.CharField(max_length=12, choices=Phase, default=Phase.PENDING)
+    reason = models.CharField(max_length=40, blank=True, help_text="One named reason, such as `SynapseCrashed`.")
+    message = models.TextField(blank=True, help_text="The reason in a sentence for a person.")
+    homeserver_url = models.CharField(max_length=255, blank=True)
+    version = models.CharField(max_length=20, blank=True, help_text="The Synapse version that runs.")
+    signing_key_id = models.CharField(max_length=60, blank=True)
+    isolation = models.CharField(max_length=255, blank=True, help_text="Empty when neighbours are isolated, else why not.")
+    crashes = models.PositiveIntegerField(default=0, help_text="Ends of a process that nobody asked for.")
+    process_started = models.DateTimeField(null=True)
+    ready_since = models.DateTimeField(null=True)
+    last_seen = models.DateTimeField(null=True)
+    next_check = models.DateTimeField(null=True)
+
+    def __str__(self) -> str:
+        return f"{self.server}: {self.get_phase_display()}"
+
+
+class ServerSecret(models.Model):
+    """A secret of one server: the only copy outside the server's own configuration."""
+
+    server = models.ForeignKey(Server, on_delete=models.CASCADE, related_name="secrets")
+    name = models.CharField(max_length=40)
+    value = SealedTextField()
+    created = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["server", "name"], name="secret_name_once")]
+
+    def __str__(self) -> str:
+        return f"{self.name} of {self.server}"
+
+
+class Sample(models.Model):
+    """What a server used at one moment. Bytes, and CPU seconds since its processes started."""
+
+    id = models.BigAutoField(primary_key=True)
+    server = models.ForeignKey(Server, on_delete=models.CASCADE, related_name="samples")
+    at = models.DateTimeField()
+    memory_bytes = models.PositiveBigIntegerField(default=0)
+    cpu_seconds = models.FloatField(default=0)
+    disk_bytes = models.PositiveBigIntegerField(default=0)
+    media_bytes = models.PositiveBigIntegerField(default=0)
+    users = models.PositiveIntegerField(null=True, help_text="Monthly active users, as Synapse counts them.")
+
+    class Meta:
+        ordering = ["-at"]
+        indexes = [models.Index(fields=["server", "-at"], name="sample_by_server")]
+
+
+class Heartbeat(models.Model):
+    """A part of Hearth that says it is alive: beat, and each worker."""
+
+    name = models.CharField(primary_key=True, max_length=100)
+    at = models.DateTimeField()

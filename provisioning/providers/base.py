@@ -1,0 +1,105 @@
+"""What every provider does: carry one server's spec to where it runs, and tell what is there.
+
+All verbs are idempotent: called again with the same spec they change nothing and return. Each carries a `fence`
+(`Operation.fence`); a provider refuses a call whose fence is lower than one it has seen for that server, so that a
+worker that lost its lease can't undo its successor's work. Imports no Django.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+Progress = Callable[[str], None]
+"""Takes one line for the operation's live log."""
+
+
+class ProviderError(Exception):
+    """An expected failure. `retry` says whether trying the same step again can help; the text is for a person."""
+
+    def __init__(self, message: str, *, code: str = "ProviderError", retry: bool = True) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retry = retry
+
+
+class StaleFence(ProviderError):
+    """A newer worker has taken over this server."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="StaleFence", retry=False)
+
+
+@dataclass(frozen=True)
+class ServerSpec:
+    """Everything a provider needs to run one server. Sizes: MB for memory, GB for disk and object storage."""
+
+    server_id: str
+    server_name: str
+    version: str
+    vcpu: int
+    memory_mb: int
+    disk_gb: int
+    object_gb: int
+    users: int
+    suspended: bool = False
+    suspend_message: str = ""
+    federation: bool = False
+    """Whether the name is proved (or under the base domain), so that the server may federate."""
+    public_url: str = ""
+    """The address clients use; empty lets the provider choose one."""
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """`signing_key` (one line in Synapse's format), `macaroon`, `registration`, `form`, `database`, `jwt`."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One server as its provider sees it now."""
+
+    server_id: str
+    exists: bool = False
+    running: bool = False
+    reason: str = ""
+    """Named reason when it should run and does not, such as `SynapseCrashed`, `DatabaseDown`, `SigningKeyMismatch`."""
+    message: str = ""
+    homeserver_url: str = ""
+    metrics_url: str = ""
+    version: str = ""
+    signing_key_id: str = ""
+    isolation: str = ""
+    """Empty when neighbours are isolated from this server, else the reason why they are not."""
+    crashes: int = 0
+    started_at: float | None = None
+    """Unix seconds of Synapse's present start."""
+    suspended: bool = False
+    memory_bytes: int = 0
+    cpu_seconds: float = 0.0
+    disk_bytes: int = 0
+    media_bytes: int = 0
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Provider(Protocol):
+    """The seam between the engine and a place where servers run."""
+
+    def prepare(self, version: str, progress: Progress) -> None:
+        """Make whatever a server of this Synapse version needs before its first start."""
+
+    def ensure_storage(self, spec: ServerSpec, *, fence: int, progress: Progress) -> None:
+        """Make the server's place: folders, user, ports, an empty running database."""
+
+    def configure(self, spec: ServerSpec, *, fence: int, progress: Progress) -> None:
+        """Write the configuration and the secrets. Does not restart anything."""
+
+    def start(self, spec: ServerSpec, *, fence: int, progress: Progress) -> str:
+        """Start it if it does not run, wait until it answers, and return its homeserver URL."""
+
+    def stop(self, server_id: str, *, fence: int, progress: Progress) -> None:
+        """Stop it and keep it stopped, over restarts of the machine too."""
+
+    def remove(self, server_id: str, *, fence: int, progress: Progress) -> None:
+        """Stop it and remove everything of it. Removing what is not there is fine."""
+
+    def observe(self) -> Mapping[str, Observation]:
+        """Return every server this provider has, by id, from one call."""
