@@ -1,4 +1,4 @@
-"""The trail of what was done, by whom, on what. Rows are only ever added; a database trigger refuses everything else."""
+"""The trail of what was done, by whom, on what. Rows are only added; a database trigger refuses the rest."""
 
 from __future__ import annotations
 

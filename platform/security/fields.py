@@ -28,4 +28,4 @@ class SealedTextField(models.BinaryField):  # type: ignore[type-arg]
         return value
 
     def value_to_string(self, obj: models.Model) -> str:
-        raise TypeError(f"{self._purpose()} is a secret and is never serialised.")
+        raise TypeError(f"{self._purpose()} of {obj.pk} is a secret and is never serialised.")

@@ -7,8 +7,10 @@ ciphertext with tag.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+import tempfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -48,16 +50,20 @@ def unseal(sealed: bytes, purpose: str) -> bytes:
 
 
 def ensure_root_key(path: Path) -> None:
-    """Create the root key with mode 0600 unless it exists."""
+    """Create the root key with mode 0600 unless it exists. A crash in the middle leaves either a whole key or none."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
+    if path.exists():
         return
-    with os.fdopen(descriptor, "wb") as file:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-key-") as file:  # made with mode 0600
         file.write(os.urandom(KEY))
         file.flush()
         os.fsync(file.fileno())
+        # A link fails where a file is, so two that start at once agree on one key.
+        with contextlib.suppress(FileExistsError):
+            os.link(file.name, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    os.fsync(directory)
+    os.close(directory)
 
 
 def _root_path() -> str:
@@ -74,7 +80,7 @@ def _read_root(path: Path) -> bytes:
         mode = path.stat().st_mode
         root = path.read_bytes()
     except OSError as error:
-        raise KeyFileError(f"The root key {path} can't be read: {error.strerror}. Restore it from your backup.") from None
+        raise KeyFileError(f"The root key {path} can't be read: {error.strerror}. Restore it from a backup.") from None
     if stat.S_IMODE(mode) & 0o077:
         raise KeyFileError(f"The root key {path} can be read by others. Run: chmod 600 {path}")
     if len(root) != KEY:

@@ -4,33 +4,34 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
-    dependencies = [
-    ]
+    dependencies = []
 
     operations = [
         migrations.CreateModel(
-            name='AuditEvent',
+            name="AuditEvent",
             fields=[
-                ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('at', models.DateTimeField(auto_now_add=True, db_index=True)),
-                ('actor_id', models.UUIDField(help_text='The person; empty for Hearth itself.', null=True)),
-                ('actor_label', models.CharField(help_text='How the actor was called at that moment.', max_length=254)),
-                ('verb', models.CharField(help_text='`noun.verb`, such as `server.create`.', max_length=64)),
-                ('object_type', models.CharField(max_length=64)),
-                ('object_id', models.CharField(max_length=64)),
-                ('object_label', models.CharField(blank=True, max_length=255)),
-                ('organisation_id', models.UUIDField(null=True)),
-                ('before', models.JSONField(default=dict)),
-                ('after', models.JSONField(default=dict)),
-                ('address', models.GenericIPAddressField(null=True)),
-                ('request_id', models.CharField(blank=True, max_length=64)),
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("at", models.DateTimeField(auto_now_add=True, db_index=True)),
+                ("actor_id", models.UUIDField(help_text="The person; empty for Hearth itself.", null=True)),
+                ("actor_label", models.CharField(help_text="How the actor was called at that moment.", max_length=254)),
+                ("verb", models.CharField(help_text="`noun.verb`, such as `server.create`.", max_length=64)),
+                ("object_type", models.CharField(max_length=64)),
+                ("object_id", models.CharField(max_length=64)),
+                ("object_label", models.CharField(blank=True, max_length=255)),
+                ("organisation_id", models.UUIDField(null=True)),
+                ("before", models.JSONField(default=dict)),
+                ("after", models.JSONField(default=dict)),
+                ("address", models.GenericIPAddressField(null=True)),
+                ("request_id", models.CharField(blank=True, max_length=64)),
             ],
             options={
-                'ordering': ['-id'],
-                'indexes': [models.Index(fields=['organisation_id', '-id'], name='audit_by_organisation'), models.Index(fields=['object_type', 'object_id', '-id'], name='audit_by_object')],
+                "ordering": ["-id"],
+                "indexes": [
+                    models.Index(fields=["organisation_id", "-id"], name="audit_by_organisation"),
+                    models.Index(fields=["object_type", "object_id", "-id"], name="audit_by_object"),
+                ],
             },
         ),
     ]
