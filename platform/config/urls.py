@@ -5,5 +5,6 @@ from __future__ import annotations
 from django.urls import include, path
 
 urlpatterns = [
-    path("account/", include("allauth.urls")),
+    path("", include("accounts.urls")),
+    path("", include("notifications.urls")),
 ]
