@@ -9,7 +9,7 @@ from django.core import serializers
 from django.db import connection
 from hypothesis import given
 from hypothesis import strategies as st
-from pytest_django.fixtures import SettingsWrapper
+from pytest_django import Settings
 
 from notifications.models import Mail
 from security.sealing import KeyFileError, UnsealError, ensure_root_key, seal, unseal
@@ -41,7 +41,7 @@ def test_any_changed_or_missing_byte_is_found(data: st.DataObject) -> None:
         unseal(bytes(sealed), "one")
 
 
-def test_another_root_key_cannot_open_it(tmp_path: Path, settings: SettingsWrapper) -> None:
+def test_another_root_key_cannot_open_it(tmp_path: Path, settings: Settings) -> None:
     sealed = seal(b"secret", "one")
     other = tmp_path / "keys" / "other.key"
     ensure_root_key(other)
@@ -65,7 +65,7 @@ def test_the_root_key_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> No
     [("open", "chmod 600"), ("short", "not 32"), ("missing", "can't be read")],
 )
 def test_an_unusable_root_key_is_refused_with_what_to_do(
-    damage: str, sentence: str, tmp_path: Path, settings: SettingsWrapper
+    damage: str, sentence: str, tmp_path: Path, settings: Settings
 ) -> None:
     path = tmp_path / "root.key"
     ensure_root_key(path)
