@@ -33,7 +33,7 @@ def make_user(email: str, *, verified: bool = True, factor: bool = True, staff: 
 def client_for(user: User, *, factor: bool = True) -> Client:
     """Return a browser in which `user` is signed in; with `factor`, by password and code."""
     client = Client()
-    client.force_login(user, backend="django.contrib.auth.backends.ModelBackend")
+    client.force_login(user)
     session = client.session
     records = [{"method": "password", "at": time.time(), "email": user.email}]
     if factor:

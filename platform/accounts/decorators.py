@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, cast
+from typing import Any, Concatenate, ParamSpec
 from urllib.parse import urlencode
 
 from allauth.account.models import EmailAddress
@@ -16,7 +16,6 @@ from django.shortcuts import redirect, render
 from django.urls import reverse
 
 from accounts.factors import challenge_url, has_factor, session_is_verified
-from accounts.models import User
 
 P = ParamSpec("P")
 View = Callable[Concatenate[HttpRequest, P], HttpResponse]
@@ -25,12 +24,12 @@ View = Callable[Concatenate[HttpRequest, P], HttpResponse]
 def member_area(view: View[P]) -> View[P]:
     """Let a request through to `view` only when its person is fully signed in, else show them the step that is missing.
 
-    The steps, in order: sign in, verify the e-mail address, and (with HEARTH_REQUIRE_MFA) set up a second factor. A session
-    that is older than the person's second factor proves it once, so that a session taken before can't be used after.
+    The steps, in order: sign in, verify the e-mail address, and (with HEARTH_REQUIRE_MFA) set up a second factor. A
+    session that is older than the person's second factor proves it once, so that one taken before is of no use after.
     """
 
     @wraps(view)
-    def guarded(request: HttpRequest, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
+    def guarded(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
         missing = missing_step(request)
         return view(request, *args, **kwargs) if missing is None else missing
 
@@ -41,7 +40,7 @@ def missing_step(request: HttpRequest) -> HttpResponse | None:
     """Return the answer that leads to the next step of signing in, or None when nothing is missing."""
     if not request.user.is_authenticated:
         return redirect_to_login(request.get_full_path())
-    user = cast("User", request.user)
+    user = request.user
     if not EmailAddress.objects.filter(user=user, verified=True).exists():
         return render(request, "account/verified_email_required.html", status=403)
     if not has_factor(user):

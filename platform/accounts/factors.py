@@ -9,6 +9,8 @@ from django.urls import reverse
 
 from accounts.models import User
 
+# Where to go on once a second factor is set up; kept in the session.
+AFTER_FACTOR = "accounts.after_factor"
 # Recovery codes never stand alone: they go when the last of these goes.
 FACTORS = (Authenticator.Type.TOTP, Authenticator.Type.WEBAUTHN)
 

@@ -45,8 +45,8 @@ if SECURE:
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 
 INSTALLED_APPS = [
-    "unfold",
-    "django.contrib.admin.apps.SimpleAdminConfig",
+    "unfold.apps.BasicAppConfig",
+    "config.admin_app.HearthAdminConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
@@ -109,7 +109,6 @@ DATABASES["default"].setdefault("OPTIONS", {})
 DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
 REDIS_URL: str = HEARTH["REDIS_URL"]
 CACHES = {"default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": REDIS_URL, "KEY_PREFIX": "hearth"}}
-SESSION_ENGINE = "django.contrib.sessions.backends.db"
 
 CELERY_BROKER_URL = REDIS_URL
 CELERY_TASK_IGNORE_RESULT = True
@@ -151,3 +150,10 @@ LOGGING_CONFIG = None
 LOGGING = logging_config(HEARTH["HEARTH_LOG_FORMAT"])
 
 from config.settings_identity import *  # noqa: E402, F403 (one file for people and sign-in, read into this namespace)
+from config.settings_identity import smtp  # noqa: E402
+
+SMTP = smtp(HEARTH["HEARTH_SMTP_URL"])
+DEFAULT_FROM_EMAIL = SERVER_EMAIL = HEARTH["HEARTH_MAIL_FROM"]
+INBOX_TOKEN_FILE = STATE / "secrets" / "inbox-token"
+# Browsers take http://localhost for a safe place for passkeys; everywhere else they, and we, demand HTTPS.
+MFA_WEBAUTHN_ALLOW_INSECURE_ORIGIN = not SECURE

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from django.contrib import admin
 from django.urls import include, path
 
 urlpatterns = [
     path("", include("accounts.urls")),
     path("", include("notifications.urls")),
+    path("admin/", admin.site.urls),
 ]
+
+handler429 = "accounts.errors.too_many"

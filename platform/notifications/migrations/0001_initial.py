@@ -6,30 +6,42 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
-    dependencies = [
-    ]
+    dependencies = []
 
     operations = [
         migrations.CreateModel(
-            name='Mail',
+            name="Mail",
             fields=[
-                ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
-                ('created', models.DateTimeField(auto_now_add=True, db_index=True)),
-                ('recipient', models.EmailField(max_length=254)),
-                ('subject', models.CharField(max_length=255)),
-                ('text', security.fields.SealedTextField()),
-                ('state', models.CharField(choices=[('queued', 'Queued'), ('sent', 'Sent'), ('inbox', 'Kept in the inbox page'), ('failed', 'Given up')], default='queued', max_length=8)),
-                ('attempts', models.PositiveSmallIntegerField(default=0)),
-                ('next_attempt', models.DateTimeField(auto_now_add=True)),
-                ('error', models.TextField(blank=True)),
-                ('sent', models.DateTimeField(null=True)),
+                ("id", models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
+                ("created", models.DateTimeField(auto_now_add=True, db_index=True)),
+                ("recipient", models.EmailField(max_length=254)),
+                ("subject", models.CharField(max_length=255)),
+                ("text", security.fields.SealedTextField()),
+                (
+                    "state",
+                    models.CharField(
+                        choices=[
+                            ("queued", "Queued"),
+                            ("sent", "Sent"),
+                            ("inbox", "Kept in the inbox page"),
+                            ("failed", "Given up"),
+                        ],
+                        default="queued",
+                        max_length=8,
+                    ),
+                ),
+                ("attempts", models.PositiveSmallIntegerField(default=0)),
+                ("next_attempt", models.DateTimeField(auto_now_add=True)),
+                ("error", models.TextField(blank=True)),
+                ("sent", models.DateTimeField(null=True)),
             ],
             options={
-                'ordering': ['-created'],
-                'indexes': [models.Index(condition=models.Q(('state', 'queued')), fields=['next_attempt'], name='mail_queued')],
+                "ordering": ["-created"],
+                "indexes": [
+                    models.Index(condition=models.Q(("state", "queued")), fields=["next_attempt"], name="mail_queued")
+                ],
             },
         ),
     ]

@@ -1,0 +1,26 @@
+"""Sessions in the database, sealed: they may hold a second factor's secret that is not confirmed yet."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from django.contrib.sessions.backends.db import SessionStore as DatabaseStore
+
+from security.sealing import UnsealError, seal, unseal
+
+PURPOSE = "accounts.session"
+
+
+class SessionStore(DatabaseStore):
+    """Django's database sessions with sealed content. A session that can't be opened is an empty one: sign in again."""
+
+    def encode(self, session_dict: dict[str, Any]) -> str:
+        return base64.b64encode(seal(self.serializer().dumps(session_dict), PURPOSE)).decode()
+
+    def decode(self, session_data: bytes | str) -> dict[str, Any]:
+        try:
+            content: dict[str, Any] = self.serializer().loads(unseal(base64.b64decode(session_data), PURPOSE))
+        except (UnsealError, ValueError):
+            return {}
+        return content

@@ -1,0 +1,102 @@
+"""Organisations, what they bought and what they want, in the staff console. To read: changes go through the verbs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import Count, Q, QuerySet
+from django.http import HttpRequest
+from unfold.admin import TabularInline
+
+from observability.console import ReadOnlyAdmin
+from tenants.models import Domain, Membership, Organisation, Plan, Server, Subscription
+
+
+class ReadOnlyInline(TabularInline):
+    extra = 0
+    can_delete = False
+    tab = True
+
+    def has_add_permission(self, *_: Any) -> bool:
+        return False
+
+    def has_change_permission(self, *_: Any) -> bool:
+        return False
+
+
+class MembershipInline(ReadOnlyInline):
+    model = Membership
+    fields = ("user", "role", "created")
+    readonly_fields = fields
+
+
+class ServerInline(ReadOnlyInline):
+    model = Server
+    fields = ("server_name", "region", "version", "desired", "created", "deleted")
+    readonly_fields = fields
+    show_change_link = True
+
+
+@admin.register(Organisation)
+class OrganisationAdmin(ReadOnlyAdmin):
+    list_display = ("name", "slug", "plan", "member_count", "server_count", "created")
+    search_fields = ("name", "slug", "id", "memberships__user__email")
+    list_select_related = ("subscription__plan",)
+    inlines = (MembershipInline, ServerInline)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Organisation]:
+        everybody: QuerySet[Organisation] = super().get_queryset(request)
+        living = Q(servers__deleted__isnull=True)
+        return everybody.annotate(
+            members=Count("memberships", distinct=True), living=Count("servers", filter=living, distinct=True)
+        )
+
+    @admin.display(description="plan")
+    def plan(self, organisation: Organisation) -> str:
+        subscription = getattr(organisation, "subscription", None)
+        return str(subscription.plan) if subscription else "none yet"
+
+    @admin.display(description="members")
+    def member_count(self, organisation: Organisation) -> int:
+        return int(getattr(organisation, "members", 0))
+
+    @admin.display(description="servers")
+    def server_count(self, organisation: Organisation) -> int:
+        return int(getattr(organisation, "living", 0))
+
+
+@admin.register(Membership)
+class MembershipAdmin(ReadOnlyAdmin):
+    list_display = ("user", "organisation", "role", "created")
+    list_filter = ("role",)
+    list_select_related = ("user", "organisation")
+    search_fields = ("user__email", "organisation__name", "organisation__slug")
+
+
+@admin.register(Plan)
+class PlanAdmin(ReadOnlyAdmin):
+    list_display = ("name", "code", "offered", "servers", "users", "vcpu", "memory_mb", "disk_gb", "object_gb")
+
+
+@admin.register(Subscription)
+class SubscriptionAdmin(ReadOnlyAdmin):
+    list_display = ("organisation", "plan", "since")
+    list_filter = ("plan",)
+    list_select_related = ("organisation", "plan")
+    search_fields = ("organisation__name", "organisation__slug")
+
+
+@admin.register(Domain)
+class DomainAdmin(ReadOnlyAdmin):
+    list_display = ("name", "organisation", "proved", "last_checked", "last_error")
+    list_select_related = ("organisation",)
+    search_fields = ("name", "organisation__name", "organisation__slug")
+
+
+@admin.register(Server)
+class ServerAdmin(ReadOnlyAdmin):
+    list_display = ("server_name", "organisation", "region", "version", "desired", "generation", "created", "deleted")
+    list_filter = ("desired", "region", "version")
+    list_select_related = ("organisation",)
+    search_fields = ("server_name", "name", "id", "organisation__name", "organisation__slug")
