@@ -1,18 +1,20 @@
 """The one list of Hearth's settings: every environment variable it reads, its type, its default and its meaning.
 
-`docs/settings.md` is written from this list (`manage.py settings_page`), and a test holds the two together. An unknown or
-malformed `HEARTH_*` variable stops the start with a sentence, because a setting that is silently ignored is a fault
+`docs/settings.md` is written from this list (`manage.py settings_page`), and a test holds the two together. An unknown
+or malformed `HEARTH_*` variable stops the start with a sentence, because a setting that is silently ignored is a fault
 that nobody sees. A secret may come from a file: `NAME_FILE=/path` stands for `NAME`.
 """
 
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import environ
 from django.core.exceptions import ImproperlyConfigured
@@ -22,41 +24,129 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Setting:
-    """One environment variable: `kind` is the name of a django-environ cast."""
+    """One environment variable: `kind` is the name of a django-environ cast, `check` says why a value won't do."""
 
     name: str
     kind: str
     default: Any
     help: str
     secret: bool = False
+    check: Callable[[Any], str] | None = None
+
+
+def _one_of(*words: str) -> Callable[[Any], str]:
+    return lambda value: "" if value in words else f"must be one of {', '.join(words)}; it is {value!r}"
+
+
+def _between(least: int, most: int) -> Callable[[Any], str]:
+    return lambda value: "" if least <= value <= most else f"must lie between {least} and {most}; it is {value}"
+
+
+def _url(*schemes: str) -> Callable[[Any], str]:
+    example = f"{schemes[0]}://host"
+
+    def check(value: Any) -> str:
+        try:
+            parts = urlsplit(value)
+            good = parts.scheme in schemes and parts.port != 0
+        except ValueError:
+            good = False
+        return "" if good else f"must be an address such as {example} (allowed: {', '.join(schemes)})"
+
+    return check
+
+
+def _address(value: Any) -> str:
+    try:
+        ipaddress.ip_address("127.0.0.1" if value == "localhost" else value)
+    except ValueError:
+        return f"must be an IP address of this machine, such as 127.0.0.1 or 0.0.0.0; it is {value!r}"
+    return ""
 
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("HEARTH_DEBUG", "bool", False, "Development pages with tracebacks. Never on a machine others can reach."),
-    Setting("HEARTH_SECRET_KEY", "str", "", "Signs sessions and links. The embedded mode makes one by itself.", secret=True),
+    Setting(
+        "HEARTH_SECRET_KEY", "str", "", "Signs sessions and links. The embedded mode makes one by itself.", secret=True
+    ),
     Setting("HEARTH_STATE", "str", str(ROOT / "var"), "The folder that holds everything Hearth keeps on this machine."),
-    Setting("HEARTH_HOST", "str", "127.0.0.1", "The address that the web server listens on."),
-    Setting("HEARTH_PORT", "int", 8000, "The port that the web server listens on."),
-    Setting("HEARTH_PUBLIC_URL", "str", "", "The address people type, when a proxy stands in front. Default: `http://localhost:<port>`."),
+    Setting(
+        "HEARTH_HOST",
+        "str",
+        "127.0.0.1",
+        "The address that the web server listens on. Another one than loopback needs HEARTH_SMTP_URL.",
+        check=_address,
+    ),
+    Setting("HEARTH_PORT", "int", 8000, "The port that the web server listens on.", check=_between(1, 65535)),
+    Setting(
+        "HEARTH_PUBLIC_URL",
+        "str",
+        "",
+        "The address people type, when a proxy stands in front. Default: `http://localhost:<port>`.",
+        check=_url("https", "http"),
+    ),
     Setting("HEARTH_ALLOWED_HOSTS", "list", [], "Further host names that the web server answers to."),
-    Setting("HEARTH_TRUSTED_PROXIES", "int", 0, "How many proxies in front append to X-Forwarded-For."),
+    Setting(
+        "HEARTH_TRUSTED_PROXIES",
+        "int",
+        0,
+        "How many proxies in front append to X-Forwarded-For.",
+        check=_between(0, 16),
+    ),
     Setting("HEARTH_BASE_DOMAIN", "str", "hearth.localhost", "A new server is called `<name>.<base domain>`."),
-    Setting("HEARTH_DELETE_GRACE_HOURS", "int", 72, "How long a deleted server can still be brought back."),
+    Setting(
+        "HEARTH_DELETE_GRACE_HOURS",
+        "int",
+        72,
+        "How long a deleted server can still be brought back.",
+        check=_between(0, 8760),
+    ),
     Setting("HEARTH_REQUIRE_MFA", "bool", True, "People need a second factor before they can create an organisation."),
-    Setting("HEARTH_DNS_RESOLVERS", "list", [], "Resolvers for domain proofs, `address` or `address:port`. Default: the system's."),
+    Setting(
+        "HEARTH_DNS_RESOLVERS",
+        "list",
+        [],
+        "Resolvers for domain proofs, `address` or `address:port`. Default: the system's.",
+    ),
     Setting("HEARTH_MAIL_FROM", "str", "Hearth <hearth@localhost>", "The sender of Hearth's mails."),
-    Setting("HEARTH_SMTP_URL", "str", "", "`smtp+tls://user:password@host:587`. Empty: mails stay in the inbox page.", secret=True),
+    Setting(
+        "HEARTH_SMTP_URL",
+        "str",
+        "",
+        "`smtp+tls://user:password@host:587`. Empty: mails stay in the inbox page, which exists on loopback only.",
+        secret=True,
+        check=_url("smtp+tls", "smtp+ssl", "smtps", "smtp"),
+    ),
     Setting("HEARTH_KEY_FILE", "str", "", "The root key, mode 0600. Default: `keys/root.key` in the state folder."),
-    Setting("HEARTH_LOG_FORMAT", "str", "text", "`text` or `json`."),
-    Setting("HEARTH_ENVIRONMENTS", "str", "", "Where Synapse's environments are made. Default: `environments` in the state folder."),
-    Setting("DATABASE_URL", "str", "", "PostgreSQL to use in place of the embedded one.", secret=True),
-    Setting("REDIS_URL", "str", "", "Redis to use in place of the embedded one.", secret=True),
+    Setting("HEARTH_LOG_FORMAT", "str", "text", "`text` or `json`.", check=_one_of("text", "json")),
+    Setting(
+        "HEARTH_ENVIRONMENTS",
+        "str",
+        "",
+        "Where Synapse's environments are made. Default: `environments` in the state folder.",
+    ),
+    Setting(
+        "DATABASE_URL",
+        "str",
+        "",
+        "PostgreSQL (15 or newer) to use in place of the embedded one: `postgres://user:password@host:5432/hearth`.",
+        secret=True,
+        check=_url("postgres", "postgresql"),
+    ),
+    Setting(
+        "REDIS_URL",
+        "str",
+        "",
+        "Redis to use in place of the embedded one: `redis://host:6379/0`, or `unix:///path?db=0`.",
+        secret=True,
+        check=_url("redis", "rediss", "unix"),
+    ),
 )
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 
 def read(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """Return every setting's value by name, or raise `ImproperlyConfigured` with a sentence that says what to change."""
+    """Return every setting's value by name, or raise `ImproperlyConfigured` with a sentence on what to change."""
     values = with_files(environment)
     refuse_unknown(values)
     env = environ.FileAwareEnv()
@@ -65,7 +155,7 @@ def read(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
 
 
 def with_files(environment: Mapping[str, str]) -> dict[str, str]:
-    """Replace each `NAME_FILE` of a known setting by `NAME` with the file's first line."""
+    """Replace each `NAME_FILE` of a known setting by `NAME` with the file's content, without space around it."""
     values = dict(environment)
     for setting in SETTINGS:
         path = values.pop(f"{setting.name}_FILE", "")
@@ -76,7 +166,11 @@ def with_files(environment: Mapping[str, str]) -> dict[str, str]:
         try:
             values[setting.name] = Path(path).read_text(encoding="utf-8").strip()
         except OSError as error:
-            raise ImproperlyConfigured(f"{setting.name}_FILE names {path}, which can't be read: {error.strerror}.") from None
+            raise ImproperlyConfigured(
+                f"{setting.name}_FILE names {path}, which can't be read: {error.strerror}. Nothing was started."
+            ) from None
+        except UnicodeDecodeError:
+            raise ImproperlyConfigured(f"{setting.name}_FILE names {path}, which holds no text.") from None
     return values
 
 
@@ -93,8 +187,13 @@ def _cast(env: environ.Env, setting: Setting) -> Any:
     raw = env.ENVIRON.get(setting.name)
     if raw is None or raw == "":
         return setting.default
-    if setting.kind == "bool":
-        return _boolean(setting.name, raw)
+    value = _boolean(setting.name, raw) if setting.kind == "bool" else _typed(env, setting, raw)
+    if setting.check is not None and (fault := setting.check(value)):
+        raise ImproperlyConfigured(f"{setting.name} {fault}. Nothing was started.")
+    return value
+
+
+def _typed(env: environ.Env, setting: Setting, raw: str) -> Any:
     cast: Callable[..., Any] = getattr(env, setting.kind)
     try:
         return cast(setting.name)

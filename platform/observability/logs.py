@@ -18,7 +18,8 @@ def add_request(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, 
     return event
 
 
-SHARED = [
+QUIET = ("httpx", "httpcore", "django.server")
+SHARED: list[Any] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,
     structlog.stdlib.add_logger_name,
@@ -29,7 +30,8 @@ SHARED = [
 
 def logging_config(form: str) -> dict[str, Any]:
     """Return the `logging.config.dictConfig` dictionary for `form`, "text" or "json"; also sets structlog up."""
-    renderer: Any = structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer(colors=False)
+    plain = structlog.dev.ConsoleRenderer(colors=False)
+    renderer: Any = structlog.processors.JSONRenderer() if form == "json" else plain
     structlog.configure(
         processors=[*SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -47,7 +49,7 @@ def logging_config(form: str) -> dict[str, Any]:
         },
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
         "root": {"handlers": ["stderr"], "level": "INFO"},
-        "loggers": {"httpx": {"level": "WARNING"}, "httpcore": {"level": "WARNING"}, "django.server": {"level": "WARNING"}},
+        "loggers": {name: {"level": "WARNING"} for name in QUIET},
     }
     logging.config.dictConfig(config)
     return config
