@@ -74,6 +74,24 @@ class Membership(models.Model):
         return f"{self.user} in {self.organisation}"
 
 
+class Invitation(models.Model):
+    """An address that an owner asked to join. It looks the same whether or not somebody has an account with it."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    organisation = models.ForeignKey(Organisation, on_delete=models.CASCADE, related_name="invitations")
+    email = models.EmailField(help_text="Lower case.")
+    role = models.CharField(max_length=10, choices=Membership.Role)
+    created = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["email"]
+        constraints = [models.UniqueConstraint(fields=["organisation", "email"], name="invitation_once")]
+        indexes = [models.Index(fields=["email"], name="invitation_by_email")]
+
+    def __str__(self) -> str:
+        return f"{self.email} to {self.organisation}"
+
+
 class Subscription(models.Model):
     """The plan that an organisation has taken."""
 
@@ -133,7 +151,9 @@ class Server(models.Model):
     object_gb = models.PositiveIntegerField(default=MIN_OBJECT_GB)
     users = models.PositiveIntegerField(help_text="Monthly active users that the server lets in.")
     desired = models.CharField(max_length=10, choices=Desired, default=Desired.RUNNING)
-    suspend_message = models.CharField(max_length=200, blank=True, help_text="What clients are told while suspended.")
+    suspend_message = models.CharField(
+        max_length=200, blank=True, help_text="What clients are told while suspended; empty when it is not."
+    )
     restarts = models.PositiveIntegerField(default=0, help_text="Raised by one to ask for a restart.")
     password_resets = models.PositiveIntegerField(default=0, help_text="Raised by one to ask for a new admin password.")
     generation = models.PositiveIntegerField(default=1)
@@ -154,6 +174,15 @@ class Server(models.Model):
                     object_gb__gte=MIN_OBJECT_GB,
                 ),
                 name="server_minimum_size",
+            ),
+        ]
+        indexes = [
+            # The sweep compares generations and looks for ended grace periods: with these it never reads the table.
+            models.Index(
+                fields=["id"], include=["generation"], name="server_generation", condition=Q(deleted__isnull=True)
+            ),
+            models.Index(
+                fields=["delete_after"], name="server_grace", condition=Q(desired="deleted", deleted__isnull=True)
             ),
         ]
 

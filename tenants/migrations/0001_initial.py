@@ -160,7 +160,11 @@ class Migration(migrations.Migration):
                 ),
                 (
                     "suspend_message",
-                    models.CharField(blank=True, help_text="What clients are told while suspended.", max_length=200),
+                    models.CharField(
+                        blank=True,
+                        help_text="What clients are told while suspended; empty when it is not.",
+                        max_length=200,
+                    ),
                 ),
                 ("restarts", models.PositiveIntegerField(default=0, help_text="Raised by one to ask for a restart.")),
                 (
@@ -199,6 +203,43 @@ class Migration(migrations.Migration):
                         ),
                         name="server_minimum_size",
                     ),
+                ],
+                "indexes": [
+                    models.Index(
+                        condition=models.Q(("deleted__isnull", True)),
+                        fields=["id"],
+                        include=("generation",),
+                        name="server_generation",
+                    ),
+                    models.Index(
+                        condition=models.Q(("deleted__isnull", True), ("desired", "deleted")),
+                        fields=["delete_after"],
+                        name="server_grace",
+                    ),
+                ],
+            },
+        ),
+        migrations.CreateModel(
+            name="Invitation",
+            fields=[
+                ("id", models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
+                ("email", models.EmailField(help_text="Lower case.", max_length=254)),
+                ("role", models.CharField(choices=[("owner", "Owner"), ("member", "Member")], max_length=10)),
+                ("created", models.DateTimeField(auto_now_add=True)),
+                (
+                    "organisation",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="invitations",
+                        to="tenants.organisation",
+                    ),
+                ),
+            ],
+            options={
+                "ordering": ["email"],
+                "indexes": [models.Index(fields=["email"], name="invitation_by_email")],
+                "constraints": [
+                    models.UniqueConstraint(fields=("organisation", "email"), name="invitation_once"),
                 ],
             },
         ),

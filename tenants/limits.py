@@ -1,0 +1,124 @@
+"""What an organisation may use: the one place where a plan's limits are held.
+
+A verb that adds to what is used calls `locked_subscription` first. The row lock makes two creations at once take turns,
+so that both see what the other has taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from django.db.models import Count, Sum
+
+from tenants.errors import Refused
+from tenants.models import MIN_DISK_GB, MIN_MEMORY_MB, MIN_OBJECT_GB, MIN_VCPU, Organisation, Plan, Server, Subscription
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What servers take together. MB for memory, GB for disk and object storage, users as the servers let them in."""
+
+    servers: int = 0
+    users: int = 0
+    vcpu: int = 0
+    memory_mb: int = 0
+    disk_gb: int = 0
+    object_gb: int = 0
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One line of a plan, for people: `used` and `limit` are in `unit`."""
+
+    key: str
+    label: str
+    unit: str
+    limit: int
+    used: int = 0
+
+    @property
+    def text(self) -> str:
+        """The limit with its unit, such as `16 GB`."""
+        return f"{self.limit} {self.unit}".strip()
+
+
+LABELS = {
+    "servers": ("Servers", ""),
+    "users": ("Users active in a month", ""),
+    "vcpu": ("Processors", "vCPU"),
+    "memory_mb": ("Memory", "GB"),
+    "disk_gb": ("Disk (SSD)", "GB"),
+    "object_gb": ("Object storage", "GB"),
+}
+SMALLEST = {"vcpu": MIN_VCPU, "memory_mb": MIN_MEMORY_MB, "disk_gb": MIN_DISK_GB, "object_gb": MIN_OBJECT_GB}
+
+
+def locked_subscription(organisation: Organisation) -> Subscription:
+    """Lock and return the organisation's subscription until the transaction ends."""
+    subscription = Subscription.objects.select_for_update(of=("self",)).select_related("plan")
+    found = subscription.filter(organisation=organisation).first()
+    if found is None:
+        raise Refused("This organisation has no plan yet. Choose a plan first.")
+    return found
+
+
+def in_use(organisation: Organisation) -> Usage:
+    """Sum the organisation's servers, in one query. A deleted server counts until its grace period has ended."""
+    sums = Server.objects.filter(organisation=organisation, deleted__isnull=True).aggregate(
+        servers=Count("id"), **{f"sum_{key}": Sum(key, default=0) for key in LABELS if key != "servers"}
+    )
+    return Usage(**{key.removeprefix("sum_"): value for key, value in sums.items()})
+
+
+def lines(plan: Plan, used: Usage | None = None) -> list[Limit]:
+    """Return the plan's limits as people read them, with what is used."""
+    used = used or Usage()
+    return [
+        Limit(key, label, unit, _shown(key, getattr(plan, key)), _shown(key, getattr(used, key)))
+        for key, (label, unit) in LABELS.items()
+    ]
+
+
+def check_room(plan: Plan, used: Usage) -> None:
+    """Refuse when the plan has no room for one more server of the smallest size."""
+    if used.servers + 1 > plan.servers:
+        taken = "1 server" if plan.servers == 1 else f"{plan.servers} servers"
+        raise Refused(
+            f"The plan {plan.name} allows {taken}, and all are in use. No server was made. Choose a larger plan, or "
+            "delete a server (it counts until its grace period has ended)."
+        )
+    short = [key for key, least in SMALLEST.items() if getattr(used, key) + least > getattr(plan, key)]
+    if short or used.users + 1 > plan.users:
+        if used.users + 1 > plan.users:
+            short.append("users")
+        names = ", ".join(LABELS[key][0].lower() for key in short)
+        raise Refused(
+            f"The plan {plan.name} has too little left for another server ({names}). No server was made. Choose a "
+            "larger plan."
+        )
+
+
+def users_for_new_server(plan: Plan, used: Usage, wanted: int | None) -> int:
+    """Return how many users a new server lets in: as asked, else a fair share of what the plan has left."""
+    left = plan.users - used.users
+    if wanted is None:
+        return max(1, min(left, plan.users // plan.servers))
+    if not 1 <= wanted <= left:
+        raise Refused(f"The plan {plan.name} has {left} users left. Choose a number from 1 to {left}.", field="users")
+    return wanted
+
+
+def check_change(plan: Plan, used: Usage) -> None:
+    """Refuse a plan that is smaller than what is in use."""
+    over = [line for line in lines(plan, used) if line.used > line.limit]
+    if over:
+        parts = ", ".join(f"{line.label.lower()} {line.used} of {line.text}" for line in over)
+        raise Refused(
+            f"The plan {plan.name} is smaller than what you use ({parts}). The plan was not changed and nothing was "
+            "stopped. Delete servers first, or choose a larger plan."
+        )
+
+
+def _shown(key: str, value: int) -> int:
+    # Rounded up: 4.5 GB of memory in use must never look as if it fitted into 4.
+    return -(-value // 1024) if key == "memory_mb" else value

@@ -1,0 +1,82 @@
+"""Verbs on organisations and their plans."""
+
+from __future__ import annotations
+
+import secrets
+import unicodedata
+from typing import Any
+
+from django.db import transaction
+from django.utils.text import slugify
+
+from audit.services import record
+from tenants import limits
+from tenants.errors import Refused
+from tenants.models import Membership, Organisation, Plan, Subscription
+
+MAX_NAME = 80
+MAX_SLUG = 40
+
+
+@transaction.atomic
+def create_organisation(*, actor: Any, name: str, plan: Plan) -> Organisation:
+    """Make an organisation on `plan` with the actor as its owner."""
+    name = _clean(name)
+    if not plan.offered:
+        raise Refused(f"The plan {plan.name} is no longer offered. Choose another one.", field="plan")
+    organisation = Organisation.objects.create(name=name, slug=_free_slug(name))
+    Membership.objects.create(organisation=organisation, user=actor, role=Membership.Role.OWNER)
+    Subscription.objects.create(organisation=organisation, plan=plan)
+    record(
+        actor=actor,
+        verb="organisation.create",
+        object=organisation,
+        organisation_id=organisation.pk,
+        after={"name": name, "slug": organisation.slug, "plan": plan.code},
+    )
+    return organisation
+
+
+@transaction.atomic
+def choose_plan(*, actor: Any, organisation: Organisation, plan: Plan) -> Subscription:
+    """Move the organisation to `plan`, unless its servers use more than that allows. No server is changed."""
+    subscription = limits.locked_subscription(organisation)
+    before = subscription.plan
+    if plan == before:
+        raise Refused(f"{plan.name} is already your plan. Nothing was changed.", field="plan")
+    if not plan.offered:
+        raise Refused(f"The plan {plan.name} is no longer offered. Choose another one.", field="plan")
+    limits.check_change(plan, limits.in_use(organisation))
+    subscription.plan = plan
+    subscription.save(update_fields=["plan"])
+    record(
+        actor=actor,
+        verb="subscription.change",
+        object=subscription,
+        organisation_id=organisation.pk,
+        before={"plan": before.code},
+        after={"plan": plan.code},
+    )
+    return subscription
+
+
+def _clean(raw: str) -> str:
+    name = " ".join(raw.split())
+    if not name:
+        raise Refused("Give the organisation a name.", field="name")
+    if len(name) > MAX_NAME:
+        raise Refused(f"The name has {len(name)} characters; at most {MAX_NAME} fit. Shorten it.", field="name")
+    # Invisible characters (control, direction, unassigned) make one name look like another.
+    if any(unicodedata.category(character) in {"Cc", "Cf", "Cn", "Co", "Cs"} for character in name):
+        raise Refused("The name has invisible characters. Type it anew instead of pasting it.", field="name")
+    if not any(character.isalnum() for character in name):
+        raise Refused("A name needs at least one letter or digit.", field="name")
+    return name
+
+
+def _free_slug(name: str) -> str:
+    """Return an address part made from the name. A name that is taken gets a few random characters."""
+    base = slugify(name)[:MAX_SLUG].strip("-") or "organisation"
+    # Six random characters where the plain one is taken: the answer to a race is one more try by the person, at worst.
+    taken = Organisation.objects.filter(slug=base).exists()
+    return f"{base[: MAX_SLUG - 7].rstrip('-')}-{secrets.token_hex(3)}" if taken or base == "organisation" else base

@@ -1,0 +1,1 @@
+"""Pages of organisations. Each view parses, asks `tenants.access`, calls one verb, and answers."""
