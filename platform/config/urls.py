@@ -12,6 +12,7 @@ urlpatterns = [
     path("readyz", readyz, name="readyz"),
     path("", include("accounts.urls")),
     path("", include("notifications.urls")),
+    path("", include("tenants.urls")),
     path("admin/", admin.site.urls),
 ]
 

@@ -30,7 +30,7 @@ SHARED: list[Any] = [
 
 def logging_config(form: str) -> dict[str, Any]:
     """Return the `logging.config.dictConfig` dictionary for `form`, "text" or "json"; also sets structlog up."""
-    plain = structlog.dev.ConsoleRenderer(colors=False)
+    plain = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
     renderer: Any = structlog.processors.JSONRenderer() if form == "json" else plain
     structlog.configure(
         processors=[*SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

@@ -140,7 +140,7 @@ class Supervisor:
                 if status == 200:
                     return
             for name, unit in self._children:
-                if unit.crashes >= 3:
+                if unit.crashes >= 3 and name != "agent":
                     raise StartRefused(
                         f"The process {name!r} does not start; see {unit.command.log}. Data is unharmed."
                     )
@@ -161,13 +161,14 @@ class Supervisor:
         return int(head.split(b" ", 2)[1]), body.decode(errors="replace")[:500]
 
     def _welcome(self, seconds: float) -> None:
-        say(f"\nHearth is ready after {seconds:.1f} s: {self.url}")
+        say()
         if not self.settings["HEARTH_SMTP_URL"]:
             local = f"http://localhost:{self.settings['HEARTH_PORT']}"
             say(f"  Mails that Hearth would send: {local}/inbox/?token={self._inbox}")
         if path := self._links.get("staff"):
-            say(f"  Make the first staff account (works once, for a day): {self.url}{path}")
-        say("  Ctrl-C stops everything, homeservers too.\n")
+            say(f"  The first staff account (works once, for a day): {self.url}{path}")
+        say("  Ctrl-C stops everything, homeservers too.")
+        say(f"\nHearth is ready after {seconds:.1f} s: {self.url}\n")
 
     async def _warm(self, environments: Path) -> None:
         """Have the newest Synapse installed before somebody waits for it."""

