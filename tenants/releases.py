@@ -73,9 +73,5 @@ def _closed(before: Release, after: Release) -> bool:
 def _across(before: Release, after: Release) -> str:
     if not _closed(before, after):
         return "."
-    return f": the database needs at least schema {before.compat} since {before.version}, and {wanted_text(after)}."
-
-
-def wanted_text(release: Release) -> str:
-    """Say which schema a release knows."""
-    return f"Synapse {release.version} knows only schema {release.schema}"
+    needs = f"since {before.version} the database needs schema {before.compat} or later"
+    return f": {needs}, and {after.version} knows only {after.schema}."

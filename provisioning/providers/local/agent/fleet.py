@@ -1,0 +1,242 @@
+"""All servers of this machine, and the verbs of the provider protocol on them."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from provisioning.providers.base import Observation, Progress, ProviderError, ServerSpec, StaleFence
+from provisioning.providers.local import environments, postgres
+from provisioning.providers.local.agent import usage
+from provisioning.providers.local.agent.files import REMOVED, Tombstones, UnitFile, load_units
+from provisioning.providers.local.agent.machine import Machine, disk_error
+from provisioning.providers.local.agent.server import ManagedServer
+from provisioning.providers.local.postgres import PostgresError
+from provisioning.providers.local.processes import Refused
+
+STARTS_AT_ONCE = 4
+DISK_SECONDS = 60.0
+RETRY_SECONDS = 15.0
+
+
+class Fleet:
+    """Every server that has a folder here."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.servers: dict[str, ManagedServer] = {}
+        self._tombstones = Tombstones(machine.servers)
+        self._fences: dict[str, int] = {}
+        self._disk: dict[str, tuple[float, int, int]] = {}
+        self._gate = asyncio.Semaphore(STARTS_AT_ONCE)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- the agent's own start and end ---------------------------------------------------------------------------
+
+    async def boot(self) -> None:
+        """Clear what a crash left half-made or half-removed, and start all that should run."""
+        for rest in (*self.machine.servers.glob(f"{REMOVED}*"), *self.machine.servers.glob(".new-*")):
+            await asyncio.to_thread(shutil.rmtree, rest, ignore_errors=True)
+        for unit in load_units(self.machine.servers):
+            self.servers[unit.server_id] = ManagedServer(self.machine, unit)
+            self._fences[unit.server_id] = unit.fence
+        for server in self.servers.values():
+            if server.unit.wanted:
+                task = asyncio.create_task(self._revive(server), name=f"revive {server.unit.server_id}")
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _revive(self, server: ManagedServer) -> None:
+        """Bring a server up after the agent's start, for as long as it is wanted."""
+        while True:
+            async with self._gate, server.lock:
+                if not server.unit.wanted:
+                    return
+                try:
+                    await server.bring_up(_to_stderr)
+                    return
+                except ProviderError as error:
+                    server.blocker = error
+                except OSError as error:
+                    server.blocker = disk_error(error)
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def shut_down(self) -> None:
+        """Stop all Synapses, then all databases, each group at once. What is wanted stays written down."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(server.stop() for server in self.servers.values()), return_exceptions=True)
+
+    # --- the verbs -----------------------------------------------------------------------------------------------
+
+    async def prepare(self, version: str, progress: Progress) -> None:
+        """Make the environment of a Synapse version."""
+        cache = self.machine.state / "cache" / "uv"
+        await environments.ensure(self.machine.environments, version, progress=progress, cache=cache)
+
+    async def ensure_storage(self, spec: ServerSpec, fence: int, progress: Progress) -> None:
+        """Make the server's place and its empty running database."""
+        self._enter(spec.server_id, fence)
+        if spec.server_id not in self.servers:
+            self._found(spec, fence)
+        async with self._alone(spec.server_id, fence) as server:
+            await server.ensure_storage(spec, progress)
+
+    async def configure(self, spec: ServerSpec, fence: int, progress: Progress) -> None:
+        """Write configuration and secrets."""
+        async with self._alone(spec.server_id, fence) as server:
+            await server.configure(spec, progress)
+
+    async def start(self, spec: ServerSpec, fence: int, progress: Progress) -> str:
+        """Start it and wait until it answers."""
+        async with self._alone(spec.server_id, fence) as server:
+            return await server.start(progress)
+
+    async def stop(self, server_id: str, fence: int, progress: Progress) -> None:
+        """Stop it and keep it stopped."""
+        async with self._alone(server_id, fence) as server:
+            server.unit.wanted = False
+            server.unit.save(server.folder)
+            await server.stop()
+            progress("Synapse and PostgreSQL have ended.")
+
+    async def remove(self, server_id: str, fence: int, progress: Progress) -> None:
+        """Remove everything of it."""
+        self._enter(server_id, fence)
+        if server_id not in self.servers:
+            self._tombstones.add(server_id, max(fence, self._tombstones.fence(server_id)))
+            return
+        async with self._alone(server_id, fence) as server:
+            # First the stone: a worker that comes late, even after a crash right here, can't make it again.
+            self._tombstones.add(server_id, fence)
+            server.unit.wanted = False
+            server.unit.save(server.folder)
+            await server.remove()
+            del self.servers[server_id]
+            self._disk.pop(server_id, None)
+        progress("Every file of the server is removed.")
+
+    def _enter(self, server_id: str, fence: int) -> None:
+        """Refuse a fence below the highest that was seen, and remember a higher one at once."""
+        _check_id(server_id)
+        seen = max(self._fences.get(server_id, 0), self._tombstones.fence(server_id))
+        if fence < seen:
+            raise StaleFence("A newer worker has taken over this server. This one stops; nothing is lost.")
+        self._fences[server_id] = fence
+
+    @asynccontextmanager
+    async def _alone(self, server_id: str, fence: int) -> AsyncIterator[ManagedServer]:
+        """Have the server for one verb, unless a newer worker came while we waited for it."""
+        self._enter(server_id, fence)
+        server = self._known(server_id)
+        async with server.lock:
+            self._enter(server_id, fence)
+            server = self._known(server_id)
+            if server.unit.fence < fence:
+                server.unit.fence = fence
+                server.unit.save(server.folder)
+            try:
+                yield server
+            except PostgresError as error:
+                full = "No space left" in str(error)
+                raise ProviderError(f"{error} Retry.", code="DiskFull" if full else "DatabaseFailed") from None
+            except Refused as refusal:
+                raise ProviderError(refusal.message, code=refusal.reason, retry=False) from None
+
+    def _known(self, server_id: str) -> ManagedServer:
+        try:
+            return self.servers[server_id]
+        except KeyError:
+            raise ProviderError(
+                "This machine has no such server. Nothing was changed. Retry from the first step.",
+                code="NoSuchServer",
+                retry=False,
+            ) from None
+
+    def _found(self, spec: ServerSpec, fence: int) -> None:
+        """Write down a new server: from here on its user id and its ports are taken."""
+        units = [server.unit for server in self.servers.values()]
+        uid, gid = self.machine.new_identity(units)
+        port, metrics_port = self.machine.new_ports(units)
+        unit = UnitFile(
+            server_id=spec.server_id,
+            server_name=spec.server_name,
+            version=spec.version,
+            port=port,
+            metrics_port=metrics_port,
+            uid=uid,
+            gid=gid,
+            superuser_password=postgres.new_password(),
+            fence=fence,
+        )
+        server = ManagedServer(self.machine, unit)
+        server.make_folders()
+        unit.save(server.folder)
+        self.servers[spec.server_id] = server
+
+    # --- what is there -------------------------------------------------------------------------------------------
+
+    async def observe(self) -> dict[str, dict[str, Any]]:
+        """Return each server's observation as a plain dict."""
+        pids = {key: server.pids for key, server in self.servers.items()}
+        used = await asyncio.to_thread(usage.measure, pids)
+        await asyncio.to_thread(self._measure_disks, dict(self.servers))
+        return {
+            key: dataclasses.asdict(self._see(server, used.get(key, usage.Use())))
+            for key, server in list(self.servers.items())
+        }
+
+    def _see(self, server: ManagedServer, used: usage.Use) -> Observation:
+        unit = server.unit
+        running, reason, message = server.state()
+        _, disk_bytes, media_bytes = self._disk.get(unit.server_id, (0.0, 0, 0))
+        return Observation(
+            server_id=unit.server_id,
+            exists=True,
+            running=running,
+            reason=reason,
+            message=message,
+            homeserver_url=server.places.url,
+            metrics_url=server.places.metrics_url,
+            version=unit.version,
+            signing_key_id=unit.key_id,
+            isolation=self.machine.isolation,
+            crashes=unit.crashes,
+            started_at=server.synapse.started_at if unit.wanted else None,
+            suspended=unit.suspended,
+            memory_bytes=used.memory_bytes,
+            cpu_seconds=used.cpu_seconds,
+            disk_bytes=disk_bytes,
+            media_bytes=media_bytes,
+            details={"uid": unit.uid, "synapse_pid": server.synapse.pid, "postgres_pid": server.postgres.pid},
+        )
+
+    def _measure_disks(self, servers: dict[str, ManagedServer]) -> None:
+        now = time.monotonic()
+        for key, server in servers.items():
+            if key in self._disk and now - self._disk[key][0] < DISK_SECONDS:
+                continue
+            media = [server.places.media / name for name in ("local_content", "local_thumbnails")]
+            self._disk[key] = (now, usage.disk([server.folder]), usage.disk(media))
+
+
+def _check_id(server_id: str) -> None:
+    """Refuse what is no UUID in its usual form: it becomes the name of a folder."""
+    try:
+        if str(uuid.UUID(server_id)) == server_id:
+            return
+    except ValueError:
+        pass
+    raise ProviderError(f"{server_id!r} is not a server's id.", code="BadRequest", retry=False)
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 (the agent's log)

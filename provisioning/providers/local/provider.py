@@ -1,0 +1,92 @@
+"""The local provider as the engine sees it: a client of this machine's agent. Imports no Django."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from provisioning.providers.base import Observation, Progress, ProviderError, ServerSpec, StaleFence
+
+SILENCE_SECONDS = 20.0
+"""The agent says every 5 seconds that it is alive; after this long it is not."""
+
+
+class LocalProvider:
+    """Speaks with the agent at `socket_path`; one connection for each call, so it may be used from many threads."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self._path = socket_path
+
+    def prepare(self, version: str, progress: Progress) -> None:
+        """Make the environment of a Synapse version."""
+        self._call({"verb": "prepare", "version": version}, progress)
+
+    def ensure_storage(self, spec: ServerSpec, *, fence: int, progress: Progress) -> None:
+        """Make folders, user, ports, and an empty running database."""
+        self._call({"verb": "ensure_storage", "spec": _plain(spec), "fence": fence}, progress)
+
+    def configure(self, spec: ServerSpec, *, fence: int, progress: Progress) -> None:
+        """Write the configuration and the secrets."""
+        self._call({"verb": "configure", "spec": _plain(spec), "fence": fence}, progress)
+
+    def start(self, spec: ServerSpec, *, fence: int, progress: Progress) -> str:
+        """Start it, again if it runs with something else than what is configured; return its URL once it answers."""
+        return str(self._call({"verb": "start", "spec": _plain(spec), "fence": fence}, progress))
+
+    def stop(self, server_id: str, *, fence: int, progress: Progress) -> None:
+        """Stop it and keep it stopped."""
+        self._call({"verb": "stop", "server_id": server_id, "fence": fence}, progress)
+
+    def remove(self, server_id: str, *, fence: int, progress: Progress) -> None:
+        """Stop it and remove everything of it."""
+        self._call({"verb": "remove", "server_id": server_id, "fence": fence}, progress)
+
+    def observe(self) -> Mapping[str, Observation]:
+        """Return every server of this machine."""
+        found = self._call({"verb": "observe"}, lambda _: None)
+        return {key: Observation(**value) for key, value in found.items()}
+
+    def _call(self, request: dict[str, Any], progress: Progress) -> Any:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                connection.settimeout(SILENCE_SECONDS)
+                connection.connect(str(self._path))
+                connection.sendall(json.dumps(request).encode() + b"\n")
+                with connection.makefile("r", encoding="utf-8") as answers:
+                    lines = iter(answers.readline, "")
+                    return self._read(lines, progress)
+        except OSError:
+            raise _unreachable() from None
+
+    @staticmethod
+    def _read(lines: Any, progress: Progress) -> Any:
+        for line in lines:
+            message = json.loads(line)
+            if "line" in message:
+                progress(message["line"])
+            elif "result" in message:
+                return message["result"]
+            elif "error" in message:
+                error = message["error"]
+                if error["code"] == "StaleFence":
+                    raise StaleFence(error["message"])
+                raise ProviderError(error["message"], code=error["code"], retry=error["retry"])
+        raise _unreachable()
+
+
+def _plain(spec: ServerSpec) -> dict[str, Any]:
+    return {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)} | {
+        "secrets": dict(spec.secrets)
+    }
+
+
+def _unreachable() -> ProviderError:
+    return ProviderError(
+        "The agent that keeps the servers of this machine does not answer. Running servers and their data are not "
+        "touched. It is started again by itself; the step is tried again.",
+        code="AgentUnreachable",
+    )
