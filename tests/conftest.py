@@ -53,6 +53,7 @@ def _environment(started: Services) -> None:
         del os.environ[name]
     state = started.folder / "state"
     state.mkdir(mode=0o711)
+    (state / "static").mkdir()
     (state / "keys").mkdir(mode=0o700)
     key = state / "keys" / "root.key"
     key.touch(mode=0o600)

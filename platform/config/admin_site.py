@@ -13,6 +13,7 @@ from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import reverse
+from django.utils.decorators import method_decorator
 from django.utils.http import url_has_allowed_host_and_scheme, urlencode
 from django.views.decorators.cache import never_cache
 from unfold.sites import UnfoldAdminSite
@@ -39,7 +40,7 @@ class HearthAdminSite(UnfoldAdminSite):
     def admin_view(self, view: View, cacheable: bool = False) -> View:
         return csp_replace(POLICY)(super().admin_view(view, cacheable))
 
-    @never_cache
+    @method_decorator(never_cache)
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:  # noqa: ARG002
         """Lead to the missing step: signing in, adding a second factor, or proving it in this session."""
         target = self._target(request)
