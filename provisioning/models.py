@@ -45,7 +45,7 @@ class Operation(models.Model):
         SUSPEND = "suspend", "Suspend"
         RESUME = "resume", "Resume"
         UPGRADE = "upgrade", "Upgrade"
-        PASSWORD = "password", "New admin password"  # noqa: S105 (the name of a verb)
+        PASSWORD = "password", "New admin password"
         DELETE = "delete", "Delete"
 
     class State(models.TextChoices):
@@ -61,6 +61,9 @@ class Operation(models.Model):
     server = models.ForeignKey(Server, on_delete=models.PROTECT, related_name="operations")
     kind = models.CharField(max_length=12, choices=Kind)
     generation = models.PositiveIntegerField(help_text="The server's generation that this operation brings about.")
+    wanted = models.JSONField(
+        default=dict, help_text="What was wanted at that generation; later changes come after it."
+    )
     state = models.CharField(max_length=10, choices=State, default=State.QUEUED)
     attempts = models.PositiveSmallIntegerField(default=0, help_text="Tries of the current step.")
     run_after = models.DateTimeField(help_text="Not taken before this moment: back-off between tries.")
@@ -84,6 +87,7 @@ class Operation(models.Model):
         indexes = [
             models.Index(fields=["run_after"], name="operation_due", condition=Q(state__in=["queued", "running"])),
             models.Index(fields=["server", "-created"], name="operation_by_server"),
+            models.Index(fields=["server", "generation", "state"], name="operation_by_generation"),
         ]
 
     def __str__(self) -> str:
@@ -155,12 +159,26 @@ class ServerStatus(models.Model):
     homeserver_url = models.CharField(max_length=255, blank=True)
     version = models.CharField(max_length=20, blank=True, help_text="The Synapse version that runs.")
     signing_key_id = models.CharField(max_length=60, blank=True)
-    isolation = models.CharField(max_length=255, blank=True, help_text="Empty when neighbours are isolated, else why not.")
+    isolation = models.CharField(
+        max_length=255, blank=True, help_text="Empty when neighbours are isolated, else why not."
+    )
     crashes = models.PositiveIntegerField(default=0, help_text="Ends of a process that nobody asked for.")
     process_started = models.DateTimeField(null=True)
     ready_since = models.DateTimeField(null=True)
     last_seen = models.DateTimeField(null=True)
+    last_crash = models.DateTimeField(null=True)
+    users = models.PositiveIntegerField(null=True, help_text="Monthly active users, as Synapse counted them last.")
+    checked = models.DateTimeField(null=True, help_text="When the protocol checks were last begun.")
+    check_reason = models.CharField(max_length=40, blank=True, help_text="Empty when the last checks passed.")
+    check_message = models.TextField(blank=True)
     next_check = models.DateTimeField(null=True)
+    revision = models.PositiveBigIntegerField(
+        default=0, help_text="Rises with each write; a write from older news is dropped."
+    )
+
+    class Meta:
+        # The sweep compares generations; with this it never reads the table itself.
+        indexes = [models.Index(fields=["server"], include=["observed_generation"], name="status_generation")]
 
     def __str__(self) -> str:
         return f"{self.server}: {self.get_phase_display()}"

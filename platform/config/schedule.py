@@ -16,7 +16,9 @@ HEARTBEAT_FRESH = 30.0
 EVERY: dict[str, float] = {
     "provisioning.tasks.sweep": 2.0,
     "provisioning.tasks.observe": 5.0,
+    "provisioning.tasks.prune_samples": 600.0,
     "notifications.tasks.deliver_due": 10.0,
+    "provisioning.tasks.prune_samples": 3600.0,
 }
 
 

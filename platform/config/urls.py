@@ -13,6 +13,7 @@ urlpatterns = [
     path("", include("accounts.urls")),
     path("", include("notifications.urls")),
     path("", include("tenants.urls")),
+    path("", include("provisioning.urls")),
     path("admin/", admin.site.urls),
 ]
 

@@ -93,7 +93,7 @@ class Provider(Protocol):
         """Write the configuration and the secrets. Does not restart anything."""
 
     def start(self, spec: ServerSpec, *, fence: int, progress: Progress) -> str:
-        """Start it if it does not run, wait until it answers, and return its homeserver URL."""
+        """Start it, or again if it runs with something else than what is configured; return its URL once it answers."""
 
     def stop(self, server_id: str, *, fence: int, progress: Progress) -> None:
         """Stop it and keep it stopped, over restarts of the machine too."""

@@ -1,0 +1,88 @@
+"""The protocol checks that stand before the word `Ready`. `/health` is not among them: it always says OK."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import httpx
+
+from provisioning.matrix import SERVICE, TIMEOUT, Homeserver, MatrixError
+from provisioning.providers.base import ProviderError
+from provisioning.secrets import verify_key
+
+
+class CheckFailed(ProviderError):
+    """The homeserver answers, and what it says is wrong."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the checks found out."""
+
+    key_id: str
+    version: str
+
+
+def run(url: str, server_name: str, secrets: Mapping[str, str], *, delegated_to: str = "") -> Answers:
+    """Return what the homeserver at `url` says of itself once every check has passed, or raise a `ProviderError`."""
+    with Homeserver(url, server_name) as homeserver:
+        if not homeserver.request("GET", "/_matrix/client/versions").get("versions"):
+            raise CheckFailed("The homeserver names no version of the Matrix protocol.", code="VersionsMissing")
+        key_id = check_key(homeserver, secrets["signing_key"])
+        version = check_login(homeserver, secrets["jwt"])
+    if delegated_to:
+        check_delegation(server_name, delegated_to)
+    return Answers(key_id=key_id, version=version)
+
+
+def check_key(homeserver: Homeserver, signing_key: str) -> str:
+    """Compare key id and key with the ones Hearth keeps: Synapse makes a new key silently when its file is gone."""
+    key_id, public = verify_key(signing_key)
+    answer = homeserver.request("GET", "/_matrix/key/v2/server")
+    said = answer.get("verify_keys", {}).get(key_id, {}).get("key", "")
+    if said.rstrip("=") != public or answer.get("server_name") != homeserver.server_name:
+        raise CheckFailed(
+            f"The homeserver does not sign as {homeserver.server_name} with its key {key_id}. It is kept from being "
+            "called ready, because other servers would refuse it. Its data is untouched; support can restore the key.",
+            code="SigningKeyMismatch",
+            retry=False,
+        )
+    return key_id
+
+
+def check_login(homeserver: Homeserver, secret: str) -> str:
+    """Sign in with the service account and read the version, which only a server admin may: one check for both."""
+    with homeserver.signed_in(SERVICE, secret) as token:
+        said = homeserver.request("GET", "/_synapse/admin/v1/server_version", token=token)
+    return str(said.get("server_version", "")).split(" ")[0]
+
+
+def check_delegation(server_name: str, delegated_to: str) -> None:
+    """Check `/.well-known/matrix/server` on port 443, where other servers look. Redirects count as wrong."""
+    try:
+        answer = httpx.get(f"https://{server_name}/.well-known/matrix/server", timeout=TIMEOUT, trust_env=False).json()
+    except (httpx.HTTPError, ValueError) as error:
+        raise CheckFailed(
+            f"https://{server_name}/.well-known/matrix/server did not answer ({type(error).__name__}).",
+            code="DelegationMissing",
+        ) from None
+    if not isinstance(answer, dict) or answer.get("m.server") != delegated_to:
+        raise CheckFailed(f"The domain {server_name} does not point to {delegated_to}.", code="DelegationWrong")
+
+
+def count_users(metrics_url: str) -> int | None:
+    """Return the monthly active users from Synapse's metrics (a Prometheus text page), or None if it has none yet."""
+    if not urlsplit(metrics_url).scheme.startswith("http"):
+        return None
+    try:
+        with httpx.Client(timeout=TIMEOUT, trust_env=False, verify=metrics_url.startswith("https")) as client:
+            page = client.get(metrics_url).raise_for_status().text
+    except httpx.HTTPError as error:
+        raise MatrixError(f"The metrics did not answer ({type(error).__name__}).") from None
+    for line in page.splitlines():
+        name, _, value = line.partition(" ")
+        if name.partition("{")[0] == "synapse_admin_mau_current":
+            return int(float(value))
+    return None

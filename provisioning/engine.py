@@ -1,0 +1,167 @@
+"""Carry out one operation, step by step, while its lease is held.
+
+Three kinds of end: it succeeded; it failed in a way that was foreseen (`ProviderError`: the reason is for the
+customer); it crashed (anything else: the customer learns that Hearth has a fault, the staff's log has the traceback).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from datetime import timedelta
+
+import structlog
+from django.db import InterfaceError, OperationalError
+from django.db.models.functions import Now
+
+from provisioning import leases, services
+from provisioning.leases import Lease, LeaseLostError
+from provisioning.models import Operation, OperationEvent, OperationStep, ServerStatus
+from provisioning.providers.base import Observation, ProviderError, StaleFence
+from provisioning.spec import carried_out, decide
+from provisioning.status_writer import publish
+from provisioning.steps import Context, find
+
+State, StepState, Level = Operation.State, OperationStep.State, OperationEvent.Level
+MAX_ATTEMPTS = 5
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
+stopping = threading.Event()
+"""Set when this worker is told to stop: an operation is then left between two steps, free for the next worker."""
+log = structlog.get_logger()
+
+
+def run(operation_id: uuid.UUID) -> bool:
+    """Work on the operation and on whatever its server wants after it. False if it was not ours to take."""
+    lease = leases.claim(operation_id)
+    taken = lease is not None
+    while lease is not None:
+        with structlog.contextvars.bound_contextvars(operation=str(lease.operation.pk), kind=lease.operation.kind):
+            _work(lease)
+        following = None if stopping.is_set() else services.reconcile(lease.operation.server_id)
+        lease = leases.claim(following.pk) if following else None
+    return taken
+
+
+def _work(lease: Lease) -> None:
+    context = Context(lease)
+    try:
+        with lease.kept():
+            try:
+                _steps(context)
+            except ProviderError as error:
+                if isinstance(error, StaleFence):
+                    raise LeaseLostError from None
+                _expected(context, error)
+    except LeaseLostError:
+        log.info("operation_taken_over")
+    except (OperationalError, InterfaceError):
+        # Without the database nothing can be written down. The lease ends, and a worker that has one goes on.
+        log.warning("operation_left_without_database", exc_info=True)
+    except Exception:
+        log.exception("operation_crashed", step=context.step)
+        _crashed(context)
+
+
+def _steps(context: Context) -> None:
+    lease = context.lease
+    with lease.write():
+        publish(lease.operation.server_id)
+    todo = lease.operation.steps.exclude(state=StepState.DONE).values_list("name", flat=True)
+    for name in list(todo):
+        context.step = name
+        if not _begin(context, name):
+            return
+        began = time.monotonic()
+        find(lease.operation.kind, name).run(context)
+        with lease.write(attempts=0):
+            _step(lease, name).update(state=StepState.DONE, finished=Now())
+            lease.event(f"Done in {time.monotonic() - began:.1f} s.", step=name)
+    _succeed(lease)
+
+
+def _step(lease: Lease, name: str):  # type: ignore[no-untyped-def]
+    return OperationStep.objects.filter(operation=lease.operation, name=name)
+
+
+def _begin(context: Context, name: str) -> bool:
+    """Mark the step as running. False: the operation was cancelled, given up or handed back: not ours any more."""
+    lease, step = context.lease, find(context.operation.kind, name)
+    with lease.write() as operation:
+        if operation.cancel_requested and services.cancellable(operation):
+            services.end_cancelled(operation)
+            return False
+        if stopping.is_set():
+            services.hand_back(operation)
+            return False
+        if operation.attempts >= MAX_ATTEMPTS:
+            # Each of these tries ended with its worker: the count is written before the step, so even a step that
+            # kills whoever runs it comes to an end.
+            message = f"“{step.title}” stopped {MAX_ATTEMPTS} times without an answer. Your data is kept. Try again."
+            _fail(lease, "WorkerLost", message)
+            return False
+        Operation.objects.filter(pk=operation.pk).update(attempts=operation.attempts + 1)
+        row = _step(lease, name)
+        row.update(state=StepState.RUNNING, attempts=operation.attempts + 1, finished=None, started=Now())
+        again = f" (try {operation.attempts + 1} of {MAX_ATTEMPTS})" if operation.attempts else ""
+        lease.event(f"{step.title}{again}", step=name)
+    return True
+
+
+def _succeed(lease: Lease) -> None:
+    with lease.write(state=State.SUCCEEDED, finished=Now(), lease_until=None, error="", error_code="") as operation:
+        status = ServerStatus.objects.select_for_update().get(server=operation.server)
+        applied = carried_out(operation.kind, operation.wanted, status.applied)
+        status.applied = applied
+        if not applied or decide(operation.wanted, applied) is None:
+            status.observed_generation = operation.generation
+        status.save(update_fields=["applied", "observed_generation"])
+        if operation.kind == Operation.Kind.DELETE:
+            services.finish_deletion(operation)
+        lease.event(f"{operation.get_kind_display()}: done.")
+        publish(operation.server_id, seen=_seen(operation))
+
+
+def _seen(operation: Operation) -> Observation | None:
+    """What an operation that ended well has just seen with its own checks."""
+    if operation.kind in (Operation.Kind.PASSWORD, Operation.Kind.DELETE):
+        return None
+    return Observation(server_id=str(operation.server_id), exists=True, running=True)
+
+
+def _expected(context: Context, error: ProviderError) -> None:
+    lease, sentence = context.lease, context.lease.redact(str(error))
+    with lease.write() as operation:
+        if not error.retry or operation.attempts >= MAX_ATTEMPTS:
+            _fail(lease, error.code, sentence)
+            return
+        wait = min(FIRST_WAIT * 2 ** (operation.attempts - 1), LONGEST_WAIT)
+        lease.event(f"{sentence} Trying again in {wait:g} s.", step=context.step, level=Level.WARNING)
+        services.hand_back(operation, after=timedelta(seconds=wait))
+
+
+def _crashed(context: Context) -> None:
+    during = f" during “{find(context.operation.kind, context.step).title}”" if context.step else ""
+    sentence = (
+        f"Hearth itself failed{during}; the fault is not yours. Your server's data is kept. Try again; if it fails "
+        f"again, tell support the number {str(context.operation.pk)[:8]}."
+    )
+    try:
+        with context.lease.write():
+            _fail(context.lease, "InternalError", sentence)
+    except LeaseLostError:
+        log.info("operation_taken_over")
+    except (OperationalError, InterfaceError):
+        log.warning("operation_left_without_database", exc_info=True)
+
+
+def _fail(lease: Lease, code: str, sentence: str) -> None:
+    """End the operation as failed. Call it inside a transaction of the lease."""
+    failed = OperationStep.objects.filter(operation=lease.operation, state=StepState.RUNNING)
+    name = failed.values_list("name", flat=True).first() or ""
+    failed.update(state=StepState.FAILED, finished=Now())
+    lease.event(sentence, step=name, level=Level.ERROR)
+    Operation.objects.filter(pk=lease.operation.pk).update(
+        state=State.FAILED, finished=Now(), lease_until=None, lease_owner="", error_code=code[:40], error=sentence
+    )
+    publish(lease.operation.server_id)

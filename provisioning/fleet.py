@@ -1,0 +1,64 @@
+"""Regions, and the provider that runs each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+from django.conf import settings
+from django.db import transaction
+
+from provisioning.models import Region
+from provisioning.providers.base import Provider
+from provisioning.providers.local.paths import agent_socket
+from provisioning.providers.local.provider import LocalProvider
+from tenants.models import Domain, Server
+from tenants.seams import RegionChoice
+
+LOCAL = "local"
+
+
+@lru_cache(maxsize=1)
+def local_provider() -> Provider:
+    """Return the provider that talks to this machine's agent."""
+    return LocalProvider(agent_socket(settings.STATE))
+
+
+MAKERS: dict[str, Callable[[], Provider]] = {Region.Provider.LOCAL: local_provider}
+
+
+def provider_for(region: Region) -> Provider:
+    """Return the provider of `region`."""
+    return MAKERS[region.provider]()
+
+
+@transaction.atomic
+def seed_region() -> Region:
+    """Make the region of this machine, or bring its base domain up to date. Safe to call at each start."""
+    region, made = Region.objects.get_or_create(
+        code=LOCAL,
+        defaults={
+            "name": "This machine",
+            "provider": Region.Provider.LOCAL,
+            "base_domain": settings.HEARTH["HEARTH_BASE_DOMAIN"],
+        },
+    )
+    if not made and region.base_domain != settings.HEARTH["HEARTH_BASE_DOMAIN"]:
+        region.base_domain = settings.HEARTH["HEARTH_BASE_DOMAIN"]
+        region.save(update_fields=["base_domain"])
+    return region
+
+
+def open_regions() -> list[RegionChoice]:
+    """Say where new servers can be put; `tenants` asks through its seam."""
+    rows = Region.objects.filter(open=True).order_by("code")
+    return [RegionChoice(code=row.code, name=row.name, base_domain=row.base_domain) for row in rows]
+
+
+def may_federate(server: Server) -> bool:
+    """Tell whether the name is under a region's base domain, or under a domain that its organisation has proved."""
+    parts = server.server_name.split(":")[0].lower().split(".")
+    parents = [".".join(parts[start:]) for start in range(len(parts))]
+    if Region.objects.filter(base_domain__in=parents[1:]).exists():
+        return True
+    return Domain.objects.filter(organisation=server.organisation_id, name__in=parents, proved__isnull=False).exists()

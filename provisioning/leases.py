@@ -1,0 +1,140 @@
+"""Taking an operation, keeping it, and writing to it only while it is ours.
+
+A lease is taken by compare-and-set and raises the operation's fence. Every later write names that fence in its WHERE
+clause, so a worker that slept through its lease changes nothing. All times are the database's, since clocks differ.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from django.db import DatabaseError, connection, transaction
+from django.db.models import DateTimeField, ExpressionWrapper, F, Q
+from django.db.models.functions import Coalesce, Now
+
+from provisioning.models import Operation, OperationEvent
+
+LEASE, RENEW_EVERY = timedelta(seconds=10), 3.0
+STEP_LIMIT = 30 * 60.0
+"""Seconds after which a step that never ends loses its lease, so that another worker tries it."""
+LINE_LIMIT = 2000
+log = structlog.get_logger()
+
+
+class LeaseLostError(Exception):
+    """Somebody else has this operation now. Stop, and say nothing: it is theirs."""
+
+
+def from_now(delay: timedelta) -> ExpressionWrapper:
+    """Return a moment after the database's present."""
+    return ExpressionWrapper(Now() + delay, output_field=DateTimeField())
+
+
+def due() -> Q:
+    """Match operations that a worker may take now: a partial index holds the open ones by `run_after`."""
+    free = Q(lease_until__isnull=True) | Q(lease_until__lt=Now())
+    return Q(state__in=Operation.OPEN, run_after__lte=Now()) & free
+
+
+def claim(operation_id: uuid.UUID) -> Lease | None:
+    """Take the operation if it is due and free, or return None."""
+    # A name of its own for each claim, so that two threads of one worker can't take each other's lease for theirs.
+    owner = f"{socket.gethostname()[:40]}/{os.getpid()}/{uuid.uuid4().hex[:12]}"
+    taken = Operation.objects.filter(due(), pk=operation_id).update(
+        state=Operation.State.RUNNING,
+        lease_owner=owner,
+        lease_until=from_now(LEASE),
+        fence=F("fence") + 1,
+        started=Coalesce("started", Now()),
+    )
+    if not taken:
+        return None
+    operation = Operation.objects.select_related("server").get(pk=operation_id)
+    # Between the two statements another worker can only have taken it over; then it is not ours.
+    return Lease(operation=operation, owner=owner, fence=operation.fence) if operation.lease_owner == owner else None
+
+
+@dataclass
+class Lease:
+    """The right to work on one operation, as long as nobody took it over."""
+
+    operation: Operation
+    owner: str
+    fence: int
+    hidden: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Secrets by name; their values never reach the log."""
+
+    @contextmanager
+    def write(self, **changes: Any) -> Iterator[Operation]:
+        """Open a transaction that commits only while the lease is ours; give the operation, locked and fresh."""
+        with transaction.atomic():
+            changes.setdefault("lease_until", from_now(LEASE))
+            if not self._mine().update(**changes):
+                raise LeaseLostError
+            yield Operation.objects.get(pk=self.operation.pk)
+
+    def log(self, message: str, *, step: str = "", level: str = OperationEvent.Level.INFO) -> None:
+        """Append one line to the live log."""
+        with self.write():
+            self.event(message, step=step, level=level)
+
+    def event(self, message: str, *, step: str = "", level: str = OperationEvent.Level.INFO) -> None:
+        """Append one line inside a transaction of `write`."""
+        text = self.redact(message).replace("\x00", "").strip()[:LINE_LIMIT]
+        if text:
+            OperationEvent.objects.create(operation=self.operation, step=step, level=level, message=text)
+
+    def redact(self, text: str) -> str:
+        """Replace every secret of the server that `text` quotes."""
+        for name, value in self.hidden.items():
+            # A signing key is a line of three words; the last alone is as secret as the whole.
+            for part in (value, value.rpartition(" ")[2]):
+                text = text.replace(part, f"[{name}]")
+        return text
+
+    def renew(self) -> bool:
+        """Move the lease's end; False when it is somebody else's."""
+        return bool(self._mine().update(lease_until=from_now(LEASE)))
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Renew in the background while the block runs, but not for ever: a step that hangs must come free."""
+        finished = threading.Event()
+        keeper = threading.Thread(target=self._keep, args=(finished,), name=f"lease-{self.operation.pk}", daemon=True)
+        keeper.start()
+        try:
+            yield
+        finally:
+            finished.set()
+            keeper.join()
+
+    def _keep(self, finished: threading.Event) -> None:
+        try:
+            for _ in range(int(STEP_LIMIT / RENEW_EVERY)):
+                if finished.wait(RENEW_EVERY) or not self._renew_once():
+                    return
+        finally:
+            connection.close()
+
+    def _renew_once(self) -> bool:
+        try:
+            return self.renew()
+        except DatabaseError:
+            # The next round may reach the database again; if not, the lease ends and another worker goes on.
+            log.warning("lease_not_renewed", operation=str(self.operation.pk), exc_info=True)
+            connection.close()
+            return True
+
+    def _mine(self) -> Any:
+        return Operation.objects.filter(
+            pk=self.operation.pk, fence=self.fence, lease_owner=self.owner, state=Operation.State.RUNNING
+        )

@@ -1,0 +1,206 @@
+"""Ask each region's provider what is there, once for all its servers, and write it down: `ServerStatus` and `Sample`.
+
+A server whose process is new must pass the protocol checks before it is called ready again; the others pass them every
+few minutes. News that is older than what somebody else wrote meanwhile (the engine, at the end of an operation) is
+dropped: the next look is seconds away.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import structlog
+from django.db import connection
+from django.utils import timezone
+
+from provisioning import checks, samples
+from provisioning.fleet import provider_for
+from provisioning.models import Operation, Region, ServerSecret, ServerStatus
+from provisioning.providers.base import Observation, ProviderError
+from provisioning.spec import RUNNING
+from provisioning.status import Situation, evaluate
+from provisioning.status_writer import write
+
+CHECK_EVERY, CHECK_AGAIN = timedelta(minutes=3), timedelta(seconds=10)
+SEEN_EVERY = timedelta(seconds=30)
+CHECKS_AT_ONCE, CHECKS_A_LOOK = 8, 64
+LOCK = 0x4845415254  # PostgreSQL's advisory lock number: one observer at a time, however many workers there are
+log = structlog.get_logger()
+
+
+def observe() -> int:
+    """Look once at every region; return how many statuses changed. Does nothing while another worker looks."""
+    with _alone() as alone:
+        return sum(observe_region(region) for region in Region.objects.all()) if alone else 0
+
+
+def observe_region(region: Region) -> int:
+    """Look once at every server of `region`."""
+    # Read before asking: what is written in between makes these rows too old to overwrite.
+    statuses = list(
+        ServerStatus.objects.select_related("server")
+        .filter(server__region=region.code, server__deleted__isnull=True)
+        .exclude(applied={})
+    )
+    unreachable, seen = "", {}
+    try:
+        seen = dict(provider_for(region).observe())
+    except ProviderError as error:
+        unreachable = str(error)
+        log.warning("provider_unreachable", region=region.code, error=unreachable)
+    now = timezone.now()
+    operations = deciding_operations([status.server_id for status in statuses])
+    found = (
+        {}
+        if unreachable
+        else _checks([s for s in statuses if _to_check(s, seen.get(str(s.pk)), operations, now)], seen)
+    )
+    changed = 0
+    for status in statuses:
+        look = Look(operations.get(status.pk), seen.get(str(status.pk)), unreachable, found.get(status.pk, {}), now)
+        changed += _update(status, look)
+    known = {str(status.pk): found.get(status.pk, {}).get("users", status.users) for status in statuses}
+    samples.take([item for item in seen.values() if item.server_id in known], known, now)
+    return changed
+
+
+def deciding_operations(server_ids: list[uuid.UUID]) -> dict[uuid.UUID, Operation]:
+    """Return, by server, the operation that its status depends on (`status_writer.deciding_operation` for many)."""
+    newest = (
+        Operation.objects.filter(server__in=server_ids)
+        .select_related("server")
+        .order_by("server", "-created")
+        .distinct("server")
+    )
+    return {
+        operation.server_id: operation
+        for operation in newest
+        if operation.state in Operation.OPEN
+        or (operation.state != Operation.State.SUCCEEDED and operation.generation == operation.server.generation)
+    }
+
+
+def _to_check(
+    status: ServerStatus, seen: Observation | None, operations: Mapping[uuid.UUID, Operation], now: datetime
+) -> bool:
+    if seen is None or not seen.running or seen.reason or status.applied.get("mode") != RUNNING:
+        return False
+    operation = operations.get(status.pk)
+    if operation is not None and operation.state in Operation.OPEN:
+        return False  # the operation checks by itself
+    return not _checked(status, seen) or status.next_check is None or status.next_check <= now
+
+
+def _checked(status: ServerStatus, seen: Observation | None) -> bool:
+    """Tell whether the last checks began after the present process had started."""
+    if seen is None or status.checked is None:
+        return False
+    return seen.started_at is None or datetime.fromtimestamp(seen.started_at, UTC) <= status.checked
+
+
+def _checks(statuses: list[ServerStatus], seen: Mapping[str, Observation]) -> dict[uuid.UUID, dict[str, Any]]:
+    chosen = statuses[:CHECKS_A_LOOK]
+    secrets = _secrets([status.pk for status in chosen])
+    with ThreadPoolExecutor(CHECKS_AT_ONCE) as threads:
+        results = threads.map(lambda status: _check(status, seen[str(status.pk)], secrets.get(status.pk, {})), chosen)
+        return {status.pk: result for status, result in zip(chosen, results, strict=True)}
+
+
+def _check(status: ServerStatus, seen: Observation, secrets: Mapping[str, str]) -> dict[str, Any]:
+    """Return the fields to write. Runs in a thread that must not touch the database."""
+    begun = timezone.now()
+    fields: dict[str, Any] = {
+        "checked": begun,
+        "check_reason": "",
+        "check_message": "",
+        "next_check": begun + CHECK_EVERY,
+    }
+    try:
+        found = checks.run(seen.homeserver_url or status.homeserver_url, status.server.server_name, secrets)
+        fields |= {"version": found.version, "signing_key_id": found.key_id}
+        users = checks.count_users(seen.metrics_url)
+        fields |= {} if users is None else {"users": users}
+    except ProviderError as error:
+        if "version" not in fields:
+            message = f"The server runs, but fails a check. {error} Hearth checks again in a moment."
+            fields |= {"check_reason": error.code, "check_message": message, "next_check": begun + CHECK_AGAIN}
+    except KeyError:
+        message = "Hearth misses a secret of this server, so it can't check it. The data is untouched; ask support."
+        fields |= {"check_reason": "SecretMissing", "check_message": message}
+    return fields
+
+
+def _secrets(server_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, dict[str, str]]:
+    secrets: dict[uuid.UUID, dict[str, str]] = {}
+    rows = ServerSecret.objects.filter(server__in=list(server_ids), name__in=("signing_key", "jwt"))
+    for server, name, value in rows.values_list("server", "name", "value"):
+        secrets.setdefault(server, {})[name] = value
+    return secrets
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look found out about one server."""
+
+    operation: Operation | None
+    seen: Observation | None
+    unreachable: str
+    found: Mapping[str, Any]
+    now: datetime
+
+
+def _update(status: ServerStatus, look: Look) -> bool:
+    seen, now = look.seen, look.now
+    facts = {**_facts(status, seen, now), **look.found}
+    for name, value in facts.items():
+        setattr(status, name, value)
+    verdict = evaluate(
+        Situation(
+            operation=look.operation,
+            applied_mode=status.applied.get("mode", ""),
+            unreachable=look.unreachable,
+            seen=None if look.unreachable else seen or Observation(server_id=str(status.pk)),
+            checked=_checked(status, seen),
+            check_reason=status.check_reason,
+            check_message=status.check_message,
+        )
+    )
+    fresh = seen is None or (status.last_seen is not None and now - status.last_seen < SEEN_EVERY)
+    if not facts and fresh and verdict == (status.phase, status.reason, status.message):
+        return False
+    if seen is not None:
+        facts["last_seen"] = now
+    return write(status, verdict, now=now, **facts)
+
+
+def _facts(status: ServerStatus, seen: Observation | None, now: datetime) -> dict[str, Any]:
+    """Return what changed against the row. Nothing is written for a server that stays as it is."""
+    if seen is None:
+        return {}
+    started = datetime.fromtimestamp(seen.started_at, UTC) if seen.started_at else None
+    facts: dict[str, Any] = {"isolation": seen.isolation, "crashes": seen.crashes, "process_started": started}
+    if seen.homeserver_url:
+        facts["homeserver_url"] = seen.homeserver_url
+    if seen.crashes > status.crashes:
+        facts["last_crash"] = now
+    return {name: value for name, value in facts.items() if getattr(status, name) != value}
+
+
+@contextmanager
+def _alone() -> Iterator[bool]:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_lock(%s)", [LOCK])
+        row = cursor.fetchone()
+        alone = bool(row and row[0])
+    try:
+        yield alone
+    finally:
+        if alone:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_advisory_unlock(%s)", [LOCK])

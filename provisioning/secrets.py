@@ -1,0 +1,79 @@
+"""A server's secrets: made once, before anything is written outside, so that doing a step again gives the same keys."""
+
+from __future__ import annotations
+
+import base64
+import secrets as random
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from provisioning.models import ServerSecret
+from tenants.models import Server
+
+SPEC_SECRETS = ("signing_key", "macaroon", "registration", "form", "database", "jwt")
+ADMIN_PASSWORD, NEXT_PASSWORD = "admin_password", "admin_password_next"
+# No letter that reads like another: people type this on a phone.
+ALPHABET = "abcdefghjkmnpqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ23456789"
+Transaction = Callable[[], AbstractContextManager[object]]
+
+
+def ensure_spec_secrets(server: Server, transaction: Transaction) -> dict[str, str]:
+    """Return the secrets of the spec by name; those that are missing are made inside the fenced `transaction`."""
+    found = _read(server, SPEC_SECRETS)
+    if len(found) == len(SPEC_SECRETS):
+        return found
+    with transaction():
+        found = _read(server, SPEC_SECRETS)
+        missing = {name: _new(name) for name in SPEC_SECRETS if name not in found}
+        ServerSecret.objects.bulk_create([ServerSecret(server=server, name=n, value=v) for n, v in missing.items()])
+    return found | missing
+
+
+def ensure_next_password(server: Server, transaction: Transaction) -> str:
+    """Return the admin password that is about to be set. It is kept apart until Synapse has taken it."""
+    with transaction():
+        secret, _ = ServerSecret.objects.get_or_create(
+            server=server, name=NEXT_PASSWORD, defaults={"value": new_password()}
+        )
+    return str(secret.value)
+
+
+def promote_password(server: Server) -> None:
+    """Let the next password be the one that `reveal` shows. Call inside a fenced transaction."""
+    following = ServerSecret.objects.filter(server=server, name=NEXT_PASSWORD)
+    if following.exists():
+        ServerSecret.objects.filter(server=server, name=ADMIN_PASSWORD).delete()
+        # Sealed for its column, not its row, so a renamed row still opens.
+        following.update(name=ADMIN_PASSWORD)
+
+
+def forget(server: Server) -> None:
+    """Remove every secret of a server that is gone. Call inside a fenced transaction."""
+    ServerSecret.objects.filter(server=server).delete()
+
+
+def new_password() -> str:
+    """Return 20 characters in groups of five: 115 bits."""
+    letters = "".join(random.choice(ALPHABET) for _ in range(20))
+    return "-".join(letters[start : start + 5] for start in range(0, 20, 5))
+
+
+def verify_key(signing_key: str) -> tuple[str, str]:
+    """Return key id and public key (unpadded base64) of a signing key line `ed25519 <version> <base64 seed>`."""
+    algorithm, version, seed = signing_key.split()
+    public = Ed25519PrivateKey.from_private_bytes(base64.b64decode(seed + "=" * (-len(seed) % 4))).public_key()
+    return f"{algorithm}:{version}", base64.b64encode(public.public_bytes_raw()).decode().rstrip("=")
+
+
+def _read(server: Server, names: tuple[str, ...]) -> dict[str, str]:
+    return dict(ServerSecret.objects.filter(server=server, name__in=names).values_list("name", "value"))
+
+
+def _new(name: str) -> str:
+    if name == "signing_key":
+        version = "a_" + "".join(random.choice(ALPHABET) for _ in range(4))
+        seed = base64.b64encode(Ed25519PrivateKey.generate().private_bytes_raw()).decode().rstrip("=")
+        return f"ed25519 {version} {seed}"
+    return random.token_urlsafe(32)
