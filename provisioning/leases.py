@@ -19,6 +19,7 @@ from typing import Any
 import structlog
 from django.db import DatabaseError, connection, transaction
 from django.db.models import DateTimeField, ExpressionWrapper, F, Q
+from django.db.models.expressions import Combinable
 from django.db.models.functions import Coalesce, Now
 
 from provisioning.models import Operation, OperationEvent
@@ -34,7 +35,7 @@ class LeaseLostError(Exception):
     """Somebody else has this operation now. Stop, and say nothing: it is theirs."""
 
 
-def from_now(delay: timedelta) -> ExpressionWrapper:
+def from_now(delay: timedelta) -> Combinable:
     """Return a moment after the database's present."""
     return ExpressionWrapper(Now() + delay, output_field=DateTimeField())
 

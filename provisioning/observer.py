@@ -138,9 +138,8 @@ def _check(status: ServerStatus, seen: Observation, secrets: Mapping[str, str]) 
 
 def _secrets(server_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, dict[str, str]]:
     secrets: dict[uuid.UUID, dict[str, str]] = {}
-    rows = ServerSecret.objects.filter(server__in=list(server_ids), name__in=("signing_key", "jwt"))
-    for server, name, value in rows.values_list("server", "name", "value"):
-        secrets.setdefault(server, {})[name] = value
+    for secret in ServerSecret.objects.filter(server__in=list(server_ids), name__in=("signing_key", "jwt")):
+        secrets.setdefault(secret.server_id, {})[secret.name] = str(secret.value)
     return secrets
 
 

@@ -68,7 +68,7 @@ def verify_key(signing_key: str) -> tuple[str, str]:
 
 
 def _read(server: Server, names: tuple[str, ...]) -> dict[str, str]:
-    return dict(ServerSecret.objects.filter(server=server, name__in=names).values_list("name", "value"))
+    return {secret.name: str(secret.value) for secret in ServerSecret.objects.filter(server=server, name__in=names)}
 
 
 def _new(name: str) -> str:

@@ -105,7 +105,7 @@ def cancel_operation(actor: Any, *, operation: Operation) -> Operation:
     return row
 
 
-_TOO_LATE = {
+_TOO_LATE: dict[str, str] = {
     Kind.CREATE: "The server has been started, so making it can't be cancelled any more. Delete the server instead.",
     Kind.DELETE: "The server's data is being removed already, so this can't be cancelled any more.",
 }

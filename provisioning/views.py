@@ -87,7 +87,7 @@ def server_reveal(request: HttpRequest, slug: str, server_id: uuid.UUID) -> Http
     except Refused as refusal:
         messages.error(request, refusal.message)
         return redirect("server", slug, server_id)
-    context = {"access": access, "organisation": access.organisation, "server": found, "password": password}
+    context = _context(access, found) | {"password": password}
     return render(request, "provisioning/password.html", context)
 
 

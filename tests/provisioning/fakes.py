@@ -32,33 +32,35 @@ class ScriptedProvider:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def prepare(self, version: str, progress: Progress) -> None:
-        self._call("prepare")
+        self._call("prepare", progress=progress)
         progress(f"Synapse {version} is ready to be used.")
 
     def ensure_storage(self, spec: ServerSpec, *, fence: int, progress: Progress) -> None:
-        self._call("ensure_storage", spec.server_id, fence)
+        self._call("ensure_storage", spec.server_id, fence, progress)
 
     def configure(self, spec: ServerSpec, *, fence: int, progress: Progress) -> None:
-        self._call("configure", spec.server_id, fence)
+        self._call("configure", spec.server_id, fence, progress)
         self.specs[spec.server_id] = spec
 
     def start(self, spec: ServerSpec, *, fence: int, progress: Progress) -> str:
-        self._call("start", spec.server_id, fence)
+        self._call("start", spec.server_id, fence, progress)
         self.on_start(spec)
         return self.url
 
     def stop(self, server_id: str, *, fence: int, progress: Progress) -> None:
-        self._call("stop", server_id, fence)
+        self._call("stop", server_id, fence, progress)
 
     def remove(self, server_id: str, *, fence: int, progress: Progress) -> None:
-        self._call("remove", server_id, fence)
+        self._call("remove", server_id, fence, progress)
         self.specs.pop(server_id, None)
 
     def observe(self) -> Mapping[str, Observation]:
         self._call("observe")
         return dict(self.observations)
 
-    def _call(self, verb: str, server_id: str = "", fence: int | None = None) -> None:
+    def _call(
+        self, verb: str, server_id: str = "", fence: int | None = None, progress: Progress = lambda _: None
+    ) -> None:
         with self.lock:
             if fence is not None:
                 if fence < self.fences.get(server_id, 0):
@@ -68,6 +70,7 @@ class ScriptedProvider:
             fault = self.faults[verb].pop(0) if self.faults.get(verb) else None
         if fault:
             fault()
+        progress(f"{verb} is done.")
 
 
 class Stub(BaseHTTPRequestHandler):

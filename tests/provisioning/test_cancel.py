@@ -39,7 +39,11 @@ def test_before_anybody_took_it(server: Server, provider: ScriptedProvider, alic
 
 def test_between_two_steps(server: Server, provider: ScriptedProvider, alice: User) -> None:
     operation = queued(server)
-    provider.faults["ensure_storage"] = [lambda: services.cancel_operation(alice, operation=operation) and None]
+
+    def cancel() -> None:
+        services.cancel_operation(alice, operation=operation)
+
+    provider.faults["ensure_storage"] = [cancel]
     engine.run(operation.pk)
     operation.refresh_from_db()
     assert operation.state == Operation.State.CANCELLED

@@ -21,6 +21,10 @@ def carry_out(server: Server) -> Operation:
     return operation
 
 
+def values(server: Server) -> list[str]:
+    return [str(secret.value) for secret in ServerSecret.objects.filter(server=server)]
+
+
 def change(server: Server, **columns: object) -> Server:
     """Want something else, without a message to anybody."""
     Server.objects.filter(pk=server.pk).update(generation=server.generation + 1, **columns)
@@ -47,14 +51,13 @@ def test_the_password_is_the_one_that_was_set(server: Server, provider: Scripted
 
 def test_no_secret_reaches_the_log(server: Server, provider: ScriptedProvider) -> None:
     def quote() -> None:
-        secrets = ServerSecret.objects.filter(server=server).values_list("value", flat=True)
-        raise ProviderError("Refused: " + " ".join(secrets), retry=False)
+        raise ProviderError("Refused: " + " ".join(values(server)), retry=False)
 
     provider.faults["start"] = [quote]
     operation = carry_out(server)
     text = operation.error + "".join(operation.events.values_list("message", flat=True))
     assert "[signing_key]" in text
-    for value in ServerSecret.objects.filter(server=server).values_list("value", flat=True):
+    for value in values(server):
         assert value not in text
         assert value.split(" ")[-1] not in text
 
@@ -119,7 +122,7 @@ def test_a_step_cut_off_is_done_again_with_the_same_keys(server: Server, provide
     seen: list[str] = []
 
     def cut_off() -> None:
-        seen.append(ServerSecret.objects.get(server=server, name="signing_key").value)
+        seen.append(str(ServerSecret.objects.get(server=server, name="signing_key").value))
         raise ProviderError("cut off")
 
     provider.faults["configure"] = [cut_off, cut_off]
@@ -147,7 +150,10 @@ def test_ready_needs_the_checks(server: Server, provider: ScriptedProvider) -> N
 
 
 def test_a_delete_during_create_wins_in_the_end(server: Server, provider: ScriptedProvider) -> None:
-    provider.faults["start"] = [lambda: change(server, desired="deleted", delete_after=server.created) and None]
+    def delete() -> None:
+        change(server, desired="deleted", delete_after=server.created)
+
+    provider.faults["start"] = [delete]
     carry_out(server)
     server.refresh_from_db()
     assert server.deleted

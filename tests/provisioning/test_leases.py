@@ -146,7 +146,7 @@ def test_a_step_that_hangs_loses_its_lease_in_the_end(
 
 
 def test_a_step_that_ends_its_workers_comes_to_an_end(server: Server, provider: ScriptedProvider) -> None:
-    """A worker that is killed writes nothing; only the count that was written before the step says that it was there."""
+    """A worker that is killed writes nothing; only the count written before the step says that it was there."""
     operation = services.reconcile(server.pk)
     assert operation is not None
 
