@@ -45,7 +45,7 @@ def environment_dir(environments: Path, version: str) -> Path:
     return environments / f"synapse-{version}"
 
 
-def python_of(environments: Path, version: str) -> Path:
+def environment_python(environments: Path, version: str) -> Path:
     """Return the environment's Python."""
     return environment_dir(environments, version) / "bin" / "python"
 
@@ -67,7 +67,7 @@ async def ensure(
             retry=False,
         )
     try:
-        environments.mkdir(mode=0o755, parents=True, exist_ok=True)
+        await asyncio.to_thread(environments.mkdir, mode=0o755, parents=True, exist_ok=True)
         async with _alone(environments / f".synapse-{version}.lock", progress):
             if not _whole(place):
                 await _build(place, version, lock, progress, cache)
@@ -86,8 +86,7 @@ async def _build(place: Path, version: str, lock: Path, progress: Progress, cach
             await asyncio.to_thread(shutil.rmtree, rest, ignore_errors=True)
     building = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
     try:
-        python = python_for_others() if closed_folder(place) is None else None
-        python = python or Path(sys.executable).resolve()
+        python = _python(place)
         progress(f"Making the environment of Synapse {version} with {python}.")
         await _uv(["venv", "--relocatable", "--python", str(python), str(building / "venv")], cache, progress)
         progress(f"Installing Synapse {version} and what it needs.")
@@ -105,15 +104,22 @@ async def _build(place: Path, version: str, lock: Path, progress: Progress, cach
     progress(f"Synapse {version} is installed.")
 
 
+def _python(place: Path) -> Path:
+    """Return a Python that the servers' users may run, if they can reach the environment at all; else our own."""
+    ours = Path(sys.executable).resolve()
+    return (python_for_others() or ours) if closed_folder(place) is None else ours
+
+
 async def _uv(words: list[str], cache: Path, progress: Progress) -> None:
     lines: list[str] = []
 
     def line(text: str) -> None:
         lines.append(text)
-        progress(text)
+        if not text.startswith(" + "):  # one for each of 60 packages
+            progress(text)
 
-    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    environment = uv_environment() | {"UV_CACHE_DIR": str(cache)}
+    await asyncio.to_thread(cache.mkdir, mode=0o700, parents=True, exist_ok=True)
+    environment = await asyncio.to_thread(uv_environment) | {"UV_CACHE_DIR": str(cache)}
     argv = (str(uv_program()), "--no-progress", "--no-config", *words)
     code = await run(Command("uv", argv, cache.parent, environment), line=line, timeout=BUILD_SECONDS)
     if code != 0:
@@ -183,8 +189,12 @@ def _pip_options() -> dict[str, str]:
     found: dict[str, str] = {}
     for where, option, value in re.findall(r"^(global|install|:env:)\.([a-z-]+)='(.*)'$", listed, re.MULTILINE):
         if option in OPTIONS and (where != ":env:" or value):
-            found[option] = " ".join(value.replace("\\n", " ").split())
+            found[option] = _joined(option, value.replace("\\n", " "))
     for option in OPTIONS:
         if value := os.environ.get("PIP_" + option.upper().replace("-", "_")):
-            found[option] = value
+            found[option] = _joined(option, value)
     return found
+
+
+def _joined(option: str, value: str) -> str:
+    return ("," if option == "find-links" else " ").join(value.split())

@@ -109,6 +109,7 @@ def server_command(
     log: Path | None = None,
     settings: Mapping[str, str] = SMALL,
     capabilities: tuple[str, ...] = (),
+    stop_timeout: float = 10.0,
 ) -> Command:
     """Return the command that serves `data` on a unix socket in `socket_dir` alone, with no TCP port at all."""
     options = {
@@ -131,7 +132,7 @@ def server_command(
         uid=uid,
         gid=gid,
         stop_signal=signal.SIGINT,  # "fast": ends sessions, writes a checkpoint
-        stop_timeout=10.0,
+        stop_timeout=stop_timeout,
         # Left alone by our death it would go on; killed it would leave its children to find out by themselves.
         death_signal=signal.SIGQUIT,
         capabilities=capabilities,

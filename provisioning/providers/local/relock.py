@@ -14,6 +14,9 @@ from tenants.releases import RELEASES
 
 # Extras without `postgres`, which would compile psycopg2. txredisapi 1.6 does not work with Synapse's Redis code.
 WANTED = "matrix-synapse[oidc,redis]=={version}\nauthlib\npsycopg2-binary\ntxredisapi<1.6\n"
+OLD = "setuptools<81\nprometheus-client<0.22\n"
+"""For versions from before two incompatible changes in what they need."""
+PINS = {"1.139.2": OLD, "1.98.0": OLD}
 FLAGS = (
     "--quiet", "--universal", "--python-version", "3.11", "--generate-hashes", "--no-header", "--no-annotate",
     "--no-emit-index-url", "--no-emit-find-links", "--no-emit-build-options",
@@ -24,7 +27,9 @@ def relock(version: str) -> None:
     """Resolve `version` and all that it needs, with hashes, and no name of a registry in the file."""
     LOCKS.mkdir(exist_ok=True)
     argv = [str(uv_program()), "pip", "compile", *FLAGS, "-o", str(lock_file(version)), "-"]
-    subprocess.run(argv, input=WANTED.format(version=version), text=True, check=True, env=uv_environment())
+    subprocess.run(
+        argv, input=WANTED.format(version=version) + PINS.get(version, ""), text=True, check=True, env=uv_environment()
+    )
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,13 +45,16 @@ class UnitFile:
 
 
 def load_units(servers: Path) -> Iterator[UnitFile]:
-    """Yield every server's unit file; a folder without one was never finished and holds nothing."""
+    """Yield every server's unit file. A damaged one is left where it is and said aloud; the others still run."""
     known = {field.name for field in dataclasses.fields(UnitFile)}
     for path in sorted(servers.glob(f"*/{UNIT}")):
         if path.parent.name.startswith("."):
             continue
-        with path.open(encoding="utf-8") as file:
-            yield UnitFile(**{name: value for name, value in json.load(file).items() if name in known})
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            yield UnitFile(**{name: value for name, value in values.items() if name in known})
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            print(f"{path} can't be read, so its server stays down: {error}", file=sys.stderr)  # noqa: T201 (our log)
 
 
 def write(path: Path, text: str, *, mode: int = 0o600, gid: int | None = None) -> None:

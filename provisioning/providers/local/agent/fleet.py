@@ -35,6 +35,7 @@ class Fleet:
         self._tombstones = Tombstones(machine.servers)
         self._fences: dict[str, int] = {}
         self._disk: dict[str, tuple[float, int, int]] = {}
+        self._walk: asyncio.Task[None] | None = None
         self._gate = asyncio.Semaphore(STARTS_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -104,7 +105,7 @@ class Fleet:
         """Stop it and keep it stopped."""
         async with self._alone(server_id, fence) as server:
             server.unit.wanted = False
-            server.unit.save(server.folder)
+            server.folder.save()
             await server.stop()
             progress("Synapse and PostgreSQL have ended.")
 
@@ -112,14 +113,15 @@ class Fleet:
         """Remove everything of it."""
         self._enter(server_id, fence)
         if server_id not in self.servers:
-            self._tombstones.add(server_id, max(fence, self._tombstones.fence(server_id)))
+            self._tombstones.add(server_id, fence)
             return
         async with self._alone(server_id, fence) as server:
             # First the stone: a worker that comes late, even after a crash right here, can't make it again.
             self._tombstones.add(server_id, fence)
             server.unit.wanted = False
-            server.unit.save(server.folder)
-            await server.remove()
+            server.folder.save()
+            await server.stop()
+            await server.folder.remove()
             del self.servers[server_id]
             self._disk.pop(server_id, None)
         progress("Every file of the server is removed.")
@@ -142,7 +144,7 @@ class Fleet:
             server = self._known(server_id)
             if server.unit.fence < fence:
                 server.unit.fence = fence
-                server.unit.save(server.folder)
+                server.folder.save()
             try:
                 yield server
             except PostgresError as error:
@@ -178,8 +180,15 @@ class Fleet:
             fence=fence,
         )
         server = ManagedServer(self.machine, unit)
-        server.make_folders()
-        unit.save(server.folder)
+        if (server.folder.data).exists():
+            raise ProviderError(
+                "This machine has data of the server, but its unit file is missing or damaged. Nothing was changed. "
+                "Staff must bring the unit file back.",
+                code="UnitFileDamaged",
+                retry=False,
+            )
+        server.folder.make()
+        server.folder.save()
         self.servers[spec.server_id] = server
 
     # --- what is there -------------------------------------------------------------------------------------------
@@ -204,9 +213,9 @@ class Fleet:
             running=running,
             reason=reason,
             message=message,
-            homeserver_url=server.places.url,
-            metrics_url=server.places.metrics_url,
-            version=unit.version,
+            homeserver_url=server.folder.places.url,
+            metrics_url=server.folder.places.metrics_url,
+            version=server.version if server.synapse.state == "running" else unit.version,
             signing_key_id=unit.key_id,
             isolation=self.machine.isolation,
             crashes=unit.crashes,
@@ -224,8 +233,8 @@ class Fleet:
         for key, server in servers.items():
             if key in self._disk and now - self._disk[key][0] < DISK_SECONDS:
                 continue
-            media = [server.places.media / name for name in ("local_content", "local_thumbnails")]
-            self._disk[key] = (now, usage.disk([server.folder]), usage.disk(media))
+            media = [server.folder.places.media / name for name in ("local_content", "local_thumbnails")]
+            self._disk[key] = (now, usage.disk([server.folder.path]), usage.disk(media))
 
 
 def _check_id(server_id: str) -> None:

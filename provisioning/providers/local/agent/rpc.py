@@ -1,6 +1,6 @@
 """The agent's socket: one request a connection, lines of JSON.
 
-Request: `{"verb": ..., "version" | "spec" | "server_id": ..., "fence": ...}`. Answer: any number of `{"line": text}` and
+Request: `{"verb", "version" | "spec" | "server_id", "fence"}`. Answer: any number of `{"line": text}` and
 `{"alive": true}`, then one `{"result": ...}` or `{"error": {"message", "code", "retry"}}`. A verb goes on to its end
 when its caller goes away: the caller's successor waits for it, and finds its work done.
 """
@@ -36,7 +36,9 @@ class Socket:
 
     async def open(self, path: Path) -> None:
         """Listen on `path`, mode 0600."""
-        path.unlink(missing_ok=True)  # we hold the lock of the state folder: nobody else listens there
+        await asyncio.to_thread(
+            path.unlink, missing_ok=True
+        )  # we hold the lock of the state folder: nobody else listens there
         old = os.umask(0o177)
         try:
             self._server = await asyncio.start_unix_server(self._serve, path, limit=LONGEST)
