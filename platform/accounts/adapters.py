@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import base64
+import io
 from datetime import timedelta
 from typing import Any
 
+import qrcode
 from allauth.account.adapter import DefaultAccountAdapter
 from allauth.mfa.adapter import DefaultMFAAdapter
+from allauth.mfa.models import Authenticator
 from django.conf import settings
 from django.contrib.auth.models import AnonymousUser
 from django.db import transaction
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
+from qrcode.image.svg import SvgPathFillImage
 
 from accounts import trail
 from accounts.factors import has_factor, session_is_verified
@@ -86,6 +90,16 @@ class MFAAdapter(DefaultMFAAdapter):
 
     def decrypt(self, encrypted_text: str) -> str:
         return unseal(base64.b64decode(encrypted_text), TOTP_PURPOSE).decode()
+
+    def build_totp_svg(self, url: str) -> str:
+        """Return the QR code on a white ground: on a dark page cameras would not find it."""
+        image = io.BytesIO()
+        qrcode.make(url, image_factory=SvgPathFillImage).save(image)
+        return image.getvalue().decode()
+
+    def generate_authenticator_name(self, user: User, type: Authenticator.Type) -> str:  # noqa: A002 (allauth's name)
+        count = Authenticator.objects.filter(user_id=user.pk, type=type).count()
+        return f"Passkey {count + 1}" if count else "Passkey"
 
     def get_totp_issuer(self) -> str:
         return "Hearth"

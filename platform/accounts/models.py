@@ -39,6 +39,12 @@ class User(AbstractUser):
     def __str__(self) -> str:
         return self.email
 
+    def get_full_name(self) -> str:
+        return self.name or self.email
+
+    def get_short_name(self) -> str:
+        return self.name or self.email.partition("@")[0]
+
 
 class StaffLink(models.Model):
     """A one-time link that makes its first reader a staff account. Only a hash of the token is kept."""

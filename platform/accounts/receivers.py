@@ -36,7 +36,9 @@ def on_verified(email_address: EmailAddress, **_: Any) -> None:
 
 
 @receiver(account.email_changed)
-def on_address_changed(user: User, from_email_address: EmailAddress | None, to_email_address: EmailAddress, **_: Any) -> None:
+def on_address_changed(
+    user: User, from_email_address: EmailAddress | None, to_email_address: EmailAddress, **_: Any
+) -> None:
     # allauth sends this for the first address too; that one is `on_verified`.
     if from_email_address is not None:
         with transaction.atomic():

@@ -13,6 +13,7 @@ from allauth.mfa.webauthn import views as webauthn
 from django.db import transaction
 from django.http import HttpResponse
 from django.urls import include, path, re_path
+from django.views.generic import RedirectView
 
 from accounts import views
 
@@ -41,6 +42,8 @@ urlpatterns = [
         together(account.password_reset_from_key),
         name="account_reset_password_from_key",
     ),
+    path("account/2fa/", RedirectView.as_view(pattern_name="account_settings"), name="mfa_index"),
+    path("account/2fa/webauthn/", RedirectView.as_view(pattern_name="account_settings"), name="mfa_list_webauthn"),
     path("account/second-factor/", views.second_factor_start, name="second_factor_start"),
     path("account/second-factor/done/", views.second_factor_done, name="second_factor_done"),
     path("account/2fa/totp/activate/", together(totp.activate_totp), name="mfa_activate_totp"),

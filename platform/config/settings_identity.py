@@ -47,6 +47,7 @@ SESSION_ENGINE = "accounts.sessions"
 EMAIL_BACKEND = "notifications.backends.QueueBackend"
 EMAIL_TIMEOUT = 20
 
+FORMAT_MODULE_PATH = ["config.formats"]
 LOGIN_URL = "account_login"
 LOGIN_REDIRECT_URL = "home"
 LOGOUT_REDIRECT_URL = "account_login"
@@ -107,6 +108,22 @@ UNFOLD = {
     "SITE_SUBHEADER": "Staff console",
     "SITE_SYMBOL": "local_fire_department",
     "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": "/static/img/favicon.svg"}],
+    # The accent of static/css/tokens.css, from light to dark.
+    "COLORS": {
+        "primary": {
+            "50": "#fdf3ee",
+            "100": "#fbe9df",
+            "200": "#f6cfbc",
+            "300": "#efac8d",
+            "400": "#e58a62",
+            "500": "#d76f42",
+            "600": "#ad3f14",
+            "700": "#8f310c",
+            "800": "#742b10",
+            "900": "#5f2611",
+            "950": "#341006",
+        }
+    },
     "SHOW_HISTORY": False,
     "SHOW_VIEW_ON_SITE": False,
     "COMMAND": {"search_models": False},

@@ -125,12 +125,16 @@ def test_a_password_alone_does_not_take_a_factor_away(alice: User, client_for: C
     old = Browser(client=client_for(alice, factor=False)).open("/account/2fa/totp/deactivate/")
     assert old.path == "/account/2fa/reauthenticate/"
     assert "/account/reauthenticate/" not in old.text
-    assert old.open("/account/reauthenticate/?next=/account/2fa/totp/deactivate/").path == "/account/2fa/reauthenticate/"
+    assert (
+        old.open("/account/reauthenticate/?next=/account/2fa/totp/deactivate/").path == "/account/2fa/reauthenticate/"
+    )
 
 
 @pytest.mark.django_db(transaction=True)
 def test_removing_the_app_is_noted_and_mailed(alice: User, client_for: Callable[..., Client]) -> None:
-    browser = Browser(client=client_for(alice)).open("/account/2fa/totp/deactivate/").send(password="correct horse battery")
+    browser = (
+        Browser(client=client_for(alice)).open("/account/2fa/totp/deactivate/").send(password="correct horse battery")
+    )
     assert browser.path == "/account/2fa/totp/deactivate/"
     browser.send(action="/deactivate/")
     assert not Authenticator.objects.filter(user=alice).exists()
@@ -150,7 +154,9 @@ def test_a_stranger_is_sent_to_sign_in() -> None:
 
 
 def test_the_passkey_pages_carry_what_the_browser_needs(alice: User, client_for: Callable[..., Client]) -> None:
-    browser = Browser(client=client_for(alice)).open("/account/2fa/webauthn/add/").send(password="correct horse battery")
+    browser = (
+        Browser(client=client_for(alice)).open("/account/2fa/webauthn/add/").send(password="correct horse battery")
+    )
     assert browser.path == "/account/2fa/webauthn/add/"
     assert '"rp": {"name": "Hearth", "id": "testserver"}' in browser.text
     offered = Client().get("/account/2fa/webauthn/login/", headers={"accept": "application/json"}).json()

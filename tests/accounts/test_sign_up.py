@@ -38,7 +38,7 @@ def test_it_works() -> None:
     assert "data:image/svg+xml;base64," in browser.text
     browser.send(code=pyotp.TOTP(secret_on(browser.text)).now())
     assert browser.path == "/account/2fa/recovery-codes/"
-    assert len(re.findall(r"^\d{8}$", browser.text.partition('id="recovery_codes">')[2], re.M)) >= 9
+    assert len(re.findall(r"^\d{8}$", browser.text.partition('id="recovery_codes">')[2], re.MULTILINE)) >= 9
     assert browser.open("/account/").page.status_code == 200
     assert "Authenticator app" in browser.text
     assert verbs() == [
@@ -126,7 +126,9 @@ def test_reset_and_sign_in_do_not_tell_either() -> None:
     for email in ("alice@example.org", "nobody@example.org"):
         reset = Browser().open("/account/password/reset/").send(email=email)
         wrong = Browser().sign_in(email, "a wrong password")
-        answers.append((reset.path, reset.page.status_code, wrong.page.status_code, "do not belong together" in wrong.text))
+        answers.append(
+            (reset.path, reset.page.status_code, wrong.page.status_code, "do not belong together" in wrong.text)
+        )
     assert answers[0] == answers[1]
     assert answers[0][-1]
 
@@ -161,7 +163,10 @@ def test_a_flood_from_one_address_gets_429(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize(
     ("same", "other"),
-    [(["198.51.100.1", "198.51.100.200"], "198.51.101.1"), (["2001:db8:0:a00::1", "2001:db8:0:aff::9"], "2001:db8:0:b00::1")],
+    [
+        (["198.51.100.1", "198.51.100.200"], "198.51.101.1"),
+        (["2001:db8:0:a00::1", "2001:db8:0:aff::9"], "2001:db8:0:b00::1"),
+    ],
 )
 def test_a_flood_from_one_network_gets_429(monkeypatch: pytest.MonkeyPatch, same: list[str], other: str) -> None:
     monkeypatch.setattr(limits, "SIGN_UP_NETWORK", limits.Limit("n", 1, 3600))
@@ -201,7 +206,7 @@ def test_secrets_are_not_plain_in_the_database() -> None:
     assert pending not in everything
     assert key not in everything
     browser.send(code=pyotp.TOTP(pending).now())
-    codes = re.findall(r"^\d{8}$", browser.text, re.M)
+    codes = re.findall(r"^\d{8}$", browser.text, re.MULTILINE)
     everything = dump()
     assert not [secret for secret in [pending, PASSWORD, *codes] if secret in everything]
 
