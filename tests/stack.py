@@ -50,7 +50,7 @@ class Stack:
         end = time.monotonic() + limit
         while time.monotonic() < end and self.process.poll() is None:
             # The last thing it prints is its address; a page served before that would have no links to show yet.
-            if any(line.rstrip("/ ").endswith(self.url) for line in self.lines) and self._answers():
+            if any(line.rstrip("/ \n").endswith(self.url) for line in self.lines) and self._answers():
                 return time.perf_counter() - started
             time.sleep(0.02)
         raise AssertionError("Hearth did not start:\n" + "".join(self.lines))
@@ -106,7 +106,8 @@ class Stack:
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        self.lines.extend(process.stdout)
+        with process.stdout as output:
+            self.lines.extend(output)
 
     def _answers(self) -> bool:
         with contextlib.suppress(httpx.TransportError):

@@ -178,7 +178,9 @@ def refuse_unknown(values: Mapping[str, str]) -> None:
     """Stop at the first `HEARTH_*` variable that no setting has, with the nearest name that exists."""
     for name in sorted(values):
         if name.startswith("HEARTH_") and name not in BY_NAME:
-            near = difflib.get_close_matches(name, BY_NAME, n=1)
+            # Without the common beginning, which would make every name look near.
+            known = {each.removeprefix("HEARTH_"): each for each in BY_NAME}
+            near = [known[word] for word in difflib.get_close_matches(name.removeprefix("HEARTH_"), known, n=1)]
             hint = f" Did you mean {near[0]}?" if near else " docs/settings.md lists the settings."
             raise ImproperlyConfigured(f"{name} is not a setting of Hearth.{hint}")
 

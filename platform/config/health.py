@@ -55,6 +55,13 @@ def check_all() -> dict[str, str]:
     return parts
 
 
+def forget() -> None:
+    """Have the next answer checked anew."""
+    global _last  # noqa: PLW0603 (as above)
+    _last = (0.0, {})
+    _migrated.clear()
+
+
 def _database() -> str:
     try:
         with connection.cursor() as cursor:

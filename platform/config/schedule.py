@@ -18,7 +18,6 @@ EVERY: dict[str, float] = {
     "provisioning.tasks.observe": 5.0,
     "provisioning.tasks.prune_samples": 600.0,
     "notifications.tasks.deliver_due": 10.0,
-    "provisioning.tasks.prune_samples": 3600.0,
 }
 
 

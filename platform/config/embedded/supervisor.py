@@ -16,8 +16,12 @@ from config.embedded import children
 from config.embedded.console import StartRefused, say, step
 from config.embedded.services import Postgres, Redis, tail_of
 from config.embedded.state import Lock, ensure_secret, prepare_state
-from provisioning.providers.local.paths import RuntimeFolderError
+from provisioning.providers.base import ProviderError
+from provisioning.providers.local.environments import environment_dir
+from provisioning.providers.local.paths import RuntimeFolderError, agent_socket
 from provisioning.providers.local.processes import Command, Unit, describe_exit, run
+from provisioning.providers.local.provider import LocalProvider
+from tenants.releases import newest
 
 LOOPBACK = ("127.", "::1", "localhost")
 Before = Callable[[], Awaitable[None]] | None
@@ -140,7 +144,7 @@ class Supervisor:
                 if status == 200:
                     return
             for name, unit in self._children:
-                if unit.crashes >= 3 and name != "agent":
+                if unit.crashes >= 3:
                     raise StartRefused(
                         f"The process {name!r} does not start; see {unit.command.log}. Data is unharmed."
                     )
@@ -171,7 +175,20 @@ class Supervisor:
         say(f"\nHearth is ready after {seconds:.1f} s: {self.url}\n")
 
     async def _warm(self, environments: Path) -> None:
-        """Have the newest Synapse installed before somebody waits for it."""
+        """Have the newest Synapse installed before somebody waits for it. The agent does it: it is the one writer."""
+        version = newest().version
+        if environment_dir(environments, version).exists():
+            return
+        began = time.monotonic()
+        say(f"… Synapse {version} is being installed in the background; servers can be created already")
+        provider = LocalProvider(agent_socket(self.state))
+        try:
+            await asyncio.to_thread(provider.prepare, version, lambda _: None)
+        except ProviderError as error:
+            if not self._stopping:
+                say(f"✗ Synapse {version} is not installed yet. {error} The first new server tries again.")
+        else:
+            say(f"✓ Synapse {version} is installed {time.monotonic() - began:.1f} s")
 
     async def stop(self) -> None:
         """Stop everything, what serves people first."""

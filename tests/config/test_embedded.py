@@ -1,0 +1,152 @@
+"""The whole start, real: what one command brings up, what stops it, and that nothing ever stays behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.stack import Stack, alive
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def stack() -> Iterator[Stack]:
+    """A Hearth that may be started; whatever runs of it at the end is killed by pid."""
+    # Not below pytest's own folder, which is closed to the users that PostgreSQL and the servers run as.
+    with tempfile.TemporaryDirectory(prefix="hearth-start-", dir="/tmp") as folder:
+        Path(folder).chmod(0o711)
+        stack = Stack(Path(folder) / "state", free_port())
+        try:
+            yield stack
+        finally:
+            if stack.process is not None and stack.process.poll() is None:
+                stack.process.kill()
+                stack.process.wait()
+            gone(of_state(stack.state))
+
+
+def of_state(state: Path) -> list[psutil.Process]:
+    """Return every process that names the state folder or works below it."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if str(state) in " ".join(process.cmdline()) or process.cwd().startswith(str(state)):
+                found.append(process)
+    return found
+
+
+def gone(processes: list[psutil.Process], *, seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while left := alive(processes):
+        assert time.monotonic() < end, left
+        time.sleep(0.05)
+
+
+def run(stack: Stack, **settings: str) -> tuple[int, str]:
+    """Start a second one to its end; return its exit code and all it said."""
+    environment = {**stack.environment(), **settings}
+    words = [sys.executable, "-m", "config.embedded"]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_one_command_up_and_ctrl_c_down(stack: Stack) -> None:
+    stack.start()
+    assert httpx.get(f"{stack.url}/readyz").json()["status"] == "ready"
+    family = stack.family()
+    assert sum(process.memory_info().rss for process in own(family)) < 400 * 2**20
+    text = "".join(stack.lines)
+    assert "✓ PostgreSQL and Redis" in text
+    assert stack.link("/inbox/?token=")
+    assert stack.link("/staff/claim/")
+
+    code, said = run(stack, HEARTH_PORT=str(free_port()))
+    assert code == 1
+    assert f"process {family[0].pid}, {stack.url}" in said
+    code, said = run(stack, HEARTH_STATE=str(stack.state.with_name("other")))
+    assert code == 1
+    assert f"can't listen on 127.0.0.1 port {stack.port}: Address already in use" in said
+    assert "make run HEARTH_PORT=" in said
+
+    stack.part("config.beat").kill()
+    end = time.monotonic() + 10
+    while not any("beat ended by itself (signal SIGKILL) and is started again" in line for line in stack.lines):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+    everything = stack.family()
+    assert stack.stop() < 25
+    assert stack.process is not None
+    assert stack.process.returncode == 0
+    gone(everything, seconds=1)
+    assert of_state(stack.state) == []
+
+
+def test_kill_9_leaves_nothing_and_the_next_start_heals(stack: Stack) -> None:
+    stack.start()
+    family = stack.family()
+    assert len(family) > 8
+    assert stack.process is not None
+    stack.process.kill()
+    stack.process.wait()
+    # At once again, while PostgreSQL may still be going down.
+    stack.lines.clear()
+    assert stack.start() < 20
+    gone(family)
+    assert httpx.get(f"{stack.url}/readyz").status_code == 200
+    everything = stack.family()
+    stack.process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    stack.process.send_signal(signal.SIGINT)
+    stack.process.wait(20)
+    gone(everything, seconds=2)
+
+
+def own(family: list[psutil.Process]) -> list[psutil.Process]:
+    """Return Hearth's own processes, which are all Python; PostgreSQL and Redis are not."""
+    return [process for process in family if "python" in process.name()]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"HEARTH_PROT": "1"}, "HEARTH_PROT is not a setting of Hearth. Did you mean HEARTH_PORT?"),
+        ({"HEARTH_PORT": "many"}, "HEARTH_PORT must be of type int; 'many' is not."),
+        ({"HEARTH_HOST": "0.0.0.0"}, "no mail server is set"),
+        ({"HEARTH_STATE": "/proc/1/state"}, "The state folder /proc/1/state can't be used: "),
+    ],
+)
+def test_a_start_that_can_not_be_is_one_sentence(stack: Stack, settings: dict[str, str], sentence: str) -> None:
+    code, said = run(stack, **settings)
+    assert code in {1, 2}
+    assert f"Hearth did not start. {sentence}" in said or sentence in said
+    assert "Traceback" not in said
+    assert not (stack.state / "postgres").exists()
+
+
+def test_a_database_that_can_not_be_reached_is_one_sentence(stack: Stack) -> None:
+    code, said = run(stack, DATABASE_URL=f"postgres://hearth:hush@127.0.0.1:{free_port()}/hearth")
+    assert code == 1
+    assert "The database can't be used:" in said
+    assert "Traceback" not in said
+    assert "hush" not in said
+    assert os.path.lexists(stack.state / "logs" / "prepare.log")
