@@ -5,12 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from django import forms
+from django.http import HttpRequest, QueryDict
 
 from tenants import names, seams
 from tenants.errors import Refused
 from tenants.models import Membership, Plan, Server
 from tenants.seams import RegionChoice
 from tenants.services.servers import DEFAULT_MESSAGE, MAX_MESSAGE
+
+
+def posted(request: HttpRequest) -> QueryDict | None:
+    """Return what was sent, even if it was nothing, or None when the page is only looked at."""
+    return request.POST if request.method == "POST" else None
 
 
 class RefusableForm(forms.Form):
@@ -38,6 +44,7 @@ class OrganisationForm(PlanForm):
     # The verb says what is wrong with a name; here only its presence is asked.
     name = forms.CharField(
         label="Name of the organisation",
+        error_messages={"required": "Give the organisation a name."},
         help_text="A company, a club, a family: whoever the servers are for. Members see it.",
         widget=forms.TextInput(attrs={"autocomplete": "organization", "autofocus": True, "maxlength": 80}),
     )
@@ -47,7 +54,11 @@ class OrganisationForm(PlanForm):
 class MemberForm(RefusableForm):
     """An address to invite."""
 
-    email = forms.EmailField(label="E-mail address", widget=forms.EmailInput(attrs={"autocomplete": "off"}))
+    email = forms.EmailField(
+        label="E-mail address",
+        error_messages={"required": "Type the address of the person."},
+        widget=forms.EmailInput(attrs={"autocomplete": "off"}),
+    )
     role = forms.ChoiceField(
         choices=Membership.Role.choices,
         initial=Membership.Role.MEMBER,
@@ -60,6 +71,7 @@ class DomainForm(RefusableForm):
 
     name = forms.CharField(
         label="Domain",
+        error_messages={"required": "Type the domain, such as “example.org”."},
         help_text="Such as example.org. You will add a TXT record to its DNS to prove that it is yours.",
         widget=forms.TextInput(attrs={"autocapitalize": "none", "autocomplete": "off", "spellcheck": "false"}),
     )
@@ -81,6 +93,7 @@ class ServerForm(RefusableForm):
 
     name = forms.CharField(
         label="Name",
+        error_messages={"required": "Give the server a name, such as “acme”."},
         help_text="Lower-case letters, digits and hyphens, such as “acme”.",
         widget=forms.TextInput(
             attrs={
@@ -92,7 +105,10 @@ class ServerForm(RefusableForm):
             }
         ),
     )
-    region = forms.ChoiceField(help_text="Where the server and its data live.")
+    region = forms.ChoiceField(
+        help_text="Where the server and its data live.",
+        error_messages={"invalid_choice": "That region takes no new servers. Choose one from the list."},
+    )
     domain = forms.CharField(
         label="Server name on your own domain",
         required=False,
@@ -150,7 +166,8 @@ class DeleteForm(VerbForm):
     """The server's name, typed as the sign that it is meant."""
 
     confirm = forms.CharField(
-        widget=forms.TextInput(attrs={"autocapitalize": "none", "autocomplete": "off", "spellcheck": "false"})
+        required=False,
+        widget=forms.TextInput(attrs={"autocapitalize": "none", "autocomplete": "off", "spellcheck": "false"}),
     )
 
     def __init__(self, *args: Any, server: Server, **kwargs: Any) -> None:

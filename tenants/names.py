@@ -23,14 +23,14 @@ LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
 _MAILBOXES = """
     abuse admin administrator hostmaster info marketing noc postmaster root sales security support usenet webmaster www
 """  # RFC 2142; certificate authorities write to some of them
-_SPECIAL = "example invalid local localhost onion test"  # RFC 6761, 6762, 7686
+_SPECIAL = "invalid local localhost onion"  # RFC 6761, 6762, 7686
 _LOOKED_UP = """
     autoconfig autodiscover ftp imap isatap mail mta-sts ns ns1 ns2 ns3 pop pop3 smtp webmail wpad
 """  # found by mail programs, browsers and name servers on their own
 _OWN = """
-    account accounts api app apps auth backup backups billing blog cdn console dashboard dev docs element federation
+    account accounts api app apps auth backup backups billing cdn console dashboard docs element federation
     hearth help home id identity internal login matrix metrics monitor oauth operator payment payments prod proxy
-    register region server service signup sso staff staging static status synapse system team turn well-known
+    register region server service signup sso staff staging static status synapse system turn well-known
 """  # Hearth's places, and words that a forged sign-in page would like
 RESERVED = frozenset(f"{_MAILBOXES} {_SPECIAL} {_LOOKED_UP} {_OWN}".split())
 

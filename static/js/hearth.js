@@ -71,15 +71,9 @@ function preview(form) {
   const output = form.querySelector("output[data-preview='server-name']");
   if (!output) return;
   const name = form.elements.namedItem("name")?.value.trim() ?? "";
-  const own = form.elements.namedItem("domain");
-  const ownName = own?.value ? own.selectedOptions[0].dataset.name : "";
-  const region = form.elements.namedItem("region");
-  const base = (region instanceof RadioNodeList ? checked(region) : region)?.dataset.baseDomain ?? "";
-  output.textContent = ownName || (name ? `${name}.${base}` : `….${base}`);
-}
-
-function checked(radios) {
-  return [...radios].find((radio) => radio.checked);
+  const own = form.elements.namedItem("domain")?.value.trim() ?? "";
+  const base = form.elements.namedItem("region")?.selectedOptions[0]?.dataset.baseDomain ?? "";
+  output.textContent = own || `${name || "…"}.${base}`;
 }
 
 for (const kind of ["input", "change"]) {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 from django.conf import settings
@@ -238,4 +237,6 @@ def _state(server: Server) -> dict[str, Any]:
 
 def _wake(server: Server) -> None:
     # A hint that is lost costs seconds, so a broker that is down must not fail what is already committed.
-    transaction.on_commit(partial(seams.wake, server.pk), robust=True)
+    # (No partial: Django asks a robust callback that failed for its __qualname__.)
+    server_id = server.pk
+    transaction.on_commit(lambda: seams.wake(server_id), robust=True)

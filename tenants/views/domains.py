@@ -7,13 +7,13 @@ import uuid
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
-from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from accounts.decorators import member_area
 from tenants import dns, selectors, services
 from tenants.access import get_domain, get_organisation
 from tenants.errors import Refused
-from tenants.forms import DomainForm
+from tenants.forms import DomainForm, posted
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -21,7 +21,7 @@ from tenants.forms import DomainForm
 def organisation_domains(request: HttpRequest, slug: str) -> HttpResponse:
     """The list of domains; owners add one."""
     access = get_organisation(request.user, slug, owner=request.method == "POST")
-    form = DomainForm(request.POST or None)
+    form = DomainForm(posted(request))
     if request.method == "POST" and form.is_valid():
         try:
             domain = services.claim_domain(actor=request.user, organisation=access.organisation, **form.cleaned_data)
@@ -38,7 +38,7 @@ def organisation_domains(request: HttpRequest, slug: str) -> HttpResponse:
     return render(request, "tenants/domains.html", context)
 
 
-@require_GET
+@require_safe
 @member_area
 def domain(request: HttpRequest, slug: str, domain_id: uuid.UUID) -> HttpResponse:
     """The record to set, and what DNS said last."""

@@ -13,7 +13,7 @@ from accounts.decorators import member_area
 from tenants import selectors, services
 from tenants.access import MISSING, get_invitation, get_member, get_organisation, get_own_invitation
 from tenants.errors import Refused
-from tenants.forms import MemberForm
+from tenants.forms import MemberForm, posted
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -21,7 +21,7 @@ from tenants.forms import MemberForm
 def organisation_members(request: HttpRequest, slug: str) -> HttpResponse:
     """The list of people; owners invite."""
     access = get_organisation(request.user, slug, owner=request.method == "POST")
-    form = MemberForm(request.POST or None)
+    form = MemberForm(posted(request))
     if request.method == "POST" and form.is_valid():
         try:
             invitation = services.add_member(actor=request.user, organisation=access.organisation, **form.cleaned_data)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
-from django.views.decorators.http import require_GET, require_http_methods
+from django.views.decorators.http import require_http_methods, require_safe
 
 from accounts.decorators import member_area
 from tenants import limits, selectors, services
 from tenants.access import get_organisation
 from tenants.errors import Refused
-from tenants.forms import OrganisationForm, PlanForm
+from tenants.forms import OrganisationForm, PlanForm, posted
 
 
-@require_GET
+@require_safe
 def home(request: HttpRequest) -> HttpResponse:
     """What Hearth is, for visitors; for people, the way to their organisations."""
     if not request.user.is_authenticated:
@@ -38,7 +38,7 @@ def _start(request: HttpRequest) -> HttpResponse:
 @member_area
 def organisation_new(request: HttpRequest) -> HttpResponse:
     """A name and a plan."""
-    form = OrganisationForm(request.POST or None)
+    form = OrganisationForm(posted(request))
     if request.method == "POST" and form.is_valid():
         try:
             organisation = services.create_organisation(actor=request.user, **form.cleaned_data)
@@ -57,7 +57,7 @@ def organisation_plan(request: HttpRequest, slug: str) -> HttpResponse:
     """What the plan allows and what is used; owners choose another."""
     access = get_organisation(request.user, slug, owner=request.method == "POST")
     plan = access.organisation.subscription.plan
-    form = PlanForm(request.POST or None)
+    form = PlanForm(posted(request))
     if request.method == "POST" and form.is_valid():
         wanted = form.cleaned_data["plan"]
         try:

@@ -16,7 +16,7 @@ from accounts.decorators import member_area
 from tenants import limits, selectors, services
 from tenants.access import Access, get_organisation, get_server
 from tenants.errors import OutOfDate, Refused
-from tenants.forms import DeleteForm, RefusableForm, ServerForm, SuspendForm, UpgradeForm, VerbForm
+from tenants.forms import DeleteForm, RefusableForm, ServerForm, SuspendForm, UpgradeForm, VerbForm, posted
 from tenants.models import Server
 
 View = Callable[..., HttpResponse]
@@ -28,7 +28,7 @@ def server_new(request: HttpRequest, slug: str) -> HttpResponse:
     """Name, region, and the server name that can never change."""
     access = get_organisation(request.user, slug, owner=True)
     organisation = access.organisation
-    form = ServerForm(request.POST or None, proved=selectors.proved_domains(organisation))
+    form = ServerForm(posted(request), proved=selectors.proved_domains(organisation))
     if request.method == "POST" and form.is_valid():
         try:
             server = services.create_server(actor=request.user, organisation=organisation, **form.cleaned_data)
@@ -37,12 +37,12 @@ def server_new(request: HttpRequest, slug: str) -> HttpResponse:
         else:
             return redirect("server", slug, server.pk)
     plan = organisation.subscription.plan
-    context = {"access": access, "organisation": organisation, "form": form, "plan": plan, "full": ""}
+    context = {"access": access, "organisation": organisation, "form": form, "plan": plan, "full": False}
     if request.method != "POST":
         try:
             limits.check_room(plan, limits.in_use(organisation))
-        except Refused as refusal:
-            context["full"] = refusal.message
+        except Refused:
+            context["full"] = True
     return render(request, "tenants/server_new.html", context)
 
 
@@ -76,7 +76,7 @@ def _asked(
     @member_area
     def view(request: HttpRequest, slug: str, server_id: uuid.UUID) -> HttpResponse:
         access, server = get_server(request.user, slug, server_id, owner=True)
-        form = make_form(request.POST or None, server)
+        form = make_form(posted(request), server)
         if request.method == "POST":
             try:
                 if form.is_valid():
