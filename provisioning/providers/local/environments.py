@@ -171,7 +171,7 @@ def uv_environment() -> dict[str, str]:
     }
     for name in ("DATABASE_URL", "REDIS_URL"):
         environment.pop(name, None)
-    for option, value in _pip_options().items():
+    for option, value in pip_options().items():
         environment.setdefault(OPTIONS[option], value)
     return environment | {
         "UV_NO_PROGRESS": "1",
@@ -182,7 +182,7 @@ def uv_environment() -> dict[str, str]:
 
 
 @lru_cache(maxsize=1)
-def _pip_options() -> dict[str, str]:
+def pip_options() -> dict[str, str]:
     """Return what pip would use, from its files and its PIP_* variables; variables win."""
     argv = [sys.executable, "-m", "pip", "config", "list"]
     listed = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False).stdout
