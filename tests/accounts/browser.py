@@ -1,4 +1,4 @@
-"""A browser without scripts for Django's test client: it opens pages and sends their own forms, with their CSRF tokens."""
+"""A browser without scripts on Django's test client: it opens pages and sends their own forms, CSRF tokens and all."""
 
 from __future__ import annotations
 

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
-from typing import Any
 
 import pyotp
 import pytest
 from allauth.mfa.models import Authenticator
+from django.core.cache import cache
 from django.test import Client
 
 from accounts.models import User
 from audit.models import AuditEvent
 from tests.accounts.browser import Browser
-from tests.cast import TOTP_SECRET, make_user
+from tests.cast import PASSWORD, TOTP_SECRET, make_user
 
 pytestmark = pytest.mark.django_db
 
 
 def code(offset: int = 0) -> str:
-    return str(pyotp.TOTP(TOTP_SECRET).generate_otp(pyotp.TOTP(TOTP_SECRET).timecode(_now()) + offset))
-
-
-def _now() -> Any:
-    from datetime import datetime  # the moment of the call
-
-    return datetime.now()  # noqa: DTZ005 (pyotp's own way)
+    """Return the code of this moment, or of so many periods later."""
+    return pyotp.TOTP(TOTP_SECRET).at(int(time.time()) + 30 * offset)
 
 
 def signed_in(browser: Browser) -> bool:
@@ -62,8 +58,6 @@ def test_a_used_code_stays_used_for_as_long_as_it_could_work(
     used = code(offset)
     assert signed_in(Browser().sign_in(alice.email).send(code=used))
     # allauth itself forgets after one period.
-    from django.core.cache import cache
-
     cache.delete(f"allauth.mfa.totp.used?user={alice.pk}&code={used}")
     assert not signed_in(Browser().sign_in(alice.email).send(code=used))
 
@@ -132,9 +126,7 @@ def test_a_password_alone_does_not_take_a_factor_away(alice: User, client_for: C
 
 @pytest.mark.django_db(transaction=True)
 def test_removing_the_app_is_noted_and_mailed(alice: User, client_for: Callable[..., Client]) -> None:
-    browser = (
-        Browser(client=client_for(alice)).open("/account/2fa/totp/deactivate/").send(password="correct horse battery")
-    )
+    browser = Browser(client=client_for(alice)).open("/account/2fa/totp/deactivate/").send(password=PASSWORD)
     assert browser.path == "/account/2fa/totp/deactivate/"
     browser.send(action="/deactivate/")
     assert not Authenticator.objects.filter(user=alice).exists()
@@ -154,9 +146,7 @@ def test_a_stranger_is_sent_to_sign_in() -> None:
 
 
 def test_the_passkey_pages_carry_what_the_browser_needs(alice: User, client_for: Callable[..., Client]) -> None:
-    browser = (
-        Browser(client=client_for(alice)).open("/account/2fa/webauthn/add/").send(password="correct horse battery")
-    )
+    browser = Browser(client=client_for(alice)).open("/account/2fa/webauthn/add/").send(password=PASSWORD)
     assert browser.path == "/account/2fa/webauthn/add/"
     assert '"rp": {"name": "Hearth", "id": "testserver"}' in browser.text
     offered = Client().get("/account/2fa/webauthn/login/", headers={"accept": "application/json"}).json()

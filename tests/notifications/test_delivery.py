@@ -32,7 +32,7 @@ class Postbox:
         self.mails: list[Envelope] = []
 
     async def handle_RCPT(  # noqa: N802 (aiosmtpd's name)
-        self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
+        self, _server: SMTP, _session: Session, envelope: Envelope, address: str, _options: list[str]
     ) -> str:
         if address.endswith("@refused.example"):
             return "550 no such mailbox"
@@ -41,7 +41,7 @@ class Postbox:
         envelope.rcpt_tos.append(address)
         return "250 OK"
 
-    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802
+    async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802
         self.mails.append(envelope)
         return "250 OK"
 
@@ -78,7 +78,8 @@ def test_it_works(postbox: Postbox) -> None:
     assert services.deliver_due() == 1
     sent = Mail.objects.get()
     assert (sent.state, sent.text, sent.error) == (Mail.State.SENT, "", "")
-    assert b"secret-link" in bytes(postbox.mails[0].content or b"")
+    assert isinstance(content := postbox.mails[0].content, bytes)
+    assert b"secret-link" in content
     assert postbox.mails[0].rcpt_tos == ["alice@example.org"]
     assert services.deliver_due() == 0
 
@@ -91,9 +92,13 @@ def test_without_a_server_mails_stay_in_the_inbox() -> None:
 
 
 def test_a_mail_belongs_to_the_transaction_that_causes_it(postbox: Postbox) -> None:
-    with pytest.raises(RuntimeError), transaction.atomic():
-        queue()
-        raise RuntimeError
+    def fails_later() -> None:
+        with transaction.atomic():
+            queue()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails_later()
     assert not Mail.objects.exists()
 
 

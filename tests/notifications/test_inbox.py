@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from notifications.models import Mail
 
 pytestmark = pytest.mark.django_db
 TOKEN = "the-token-that-the-start-printed"
-HERE = {"REMOTE_ADDR": "127.0.0.1", "HTTP_HOST": "localhost:8000"}
+HERE: dict[str, Any] = {"REMOTE_ADDR": "127.0.0.1", "HTTP_HOST": "localhost:8000"}
 
 
 @pytest.fixture(autouse=True)
@@ -34,10 +32,10 @@ def mail() -> Mail:
 
 
 @pytest.fixture
-def reader() -> Iterator[Client]:
+def reader() -> Client:
     client = Client()
     client.get("/inbox/", {"token": TOKEN}, **HERE)
-    yield client
+    return client
 
 
 def test_it_works(mail: Mail) -> None:
@@ -109,7 +107,7 @@ def test_a_new_token_ends_what_the_old_one_opened(reader: Client) -> None:
 def test_without_a_token_file_nobody_gets_in(content: str | None, reader: Client) -> None:
     path = Path(live.INBOX_TOKEN_FILE)
     if content is None:
-        os.unlink(path)
+        path.unlink()
     else:
         path.write_text(content)
     assert reader.get("/inbox/", **HERE).status_code == 404
