@@ -75,8 +75,8 @@ def deciding_operations(server_ids: list[uuid.UUID]) -> dict[uuid.UUID, Operatio
     newest = (
         Operation.objects.filter(server__in=server_ids)
         .select_related("server")
-        .order_by("server", "-created")
-        .distinct("server")
+        .order_by("server_id", "-created")
+        .distinct("server_id")
     )
     return {
         operation.server_id: operation

@@ -1,0 +1,127 @@
+"""What is seen becomes status; what is old news is dropped."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from django.db.models import F
+from django.utils import timezone
+
+from provisioning import engine, observer, samples, services
+from provisioning.models import Sample, ServerStatus
+from provisioning.providers.base import Observation, ProviderError
+from tenants.models import Server
+from tests.provisioning.fakes import ScriptedProvider, Stub
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def made(server: Server, provider: ScriptedProvider) -> Server:
+    """A server that is ready, as the provider sees it."""
+    operation = services.reconcile(server.pk)
+    assert operation is not None
+    started = time.time()
+    engine.run(operation.pk)
+    provider.observations[str(server.pk)] = Observation(
+        server_id=str(server.pk),
+        exists=True,
+        running=True,
+        homeserver_url=provider.url,
+        started_at=started,
+        memory_bytes=100,
+        disk_bytes=200,
+    )
+    return server
+
+
+def look(server: Server, provider: ScriptedProvider, **changes: object) -> ServerStatus:
+    key = str(server.pk)
+    provider.observations[key] = replace(provider.observations[key], **changes)  # type: ignore[arg-type]
+    observer.observe()
+    return ServerStatus.objects.get(server=server)
+
+
+def test_it_works(made: Server, provider: ScriptedProvider) -> None:
+    status = look(made, provider)
+    assert (status.phase, status.version) == ("ready", made.version)
+    assert status.last_seen
+    sample = Sample.objects.get(server=made)
+    assert (sample.memory_bytes, sample.disk_bytes, sample.users) == (100, 200, None)
+
+
+def test_a_crash_is_said_and_the_new_process_is_checked(made: Server, provider: ScriptedProvider) -> None:
+    look(made, provider)
+    status = look(
+        made, provider, running=False, reason="SynapseCrashed", message="It ended.", started_at=None, crashes=1
+    )
+    assert (status.phase, status.reason, status.message) == ("degraded", "SynapseCrashed", "It ended.")
+    assert status.last_crash
+    assert status.ready_since is None
+    Stub.broken = True
+    status = look(made, provider, running=True, reason="", message="", started_at=time.time())
+    assert (status.phase, status.reason) == ("degraded", "HomeserverError")
+    Stub.broken = False
+    ServerStatus.objects.filter(server=made).update(next_check=timezone.now())
+    assert look(made, provider).phase == "ready"
+
+
+def test_another_signing_key_is_never_ready(made: Server, provider: ScriptedProvider) -> None:
+    Stub.signing_key = "ed25519 a_evil " + "A" * 43
+    status = look(made, provider, started_at=time.time())
+    assert (status.phase, status.reason) == ("degraded", "SigningKeyMismatch")
+
+
+def test_nobody_answers(made: Server, provider: ScriptedProvider) -> None:
+    def fail() -> None:
+        raise ProviderError("The agent does not answer.", code="AgentUnreachable")
+
+    look(made, provider)
+    provider.faults["observe"] = [fail]
+    observer.observe()
+    status = ServerStatus.objects.get(server=made)
+    assert (status.phase, status.reason) == ("degraded", "ProviderUnreachable")
+    assert look(made, provider).phase == "ready"
+
+
+def test_the_provider_lost_it(made: Server, provider: ScriptedProvider) -> None:
+    provider.observations.clear()
+    observer.observe()
+    assert ServerStatus.objects.get(server=made).reason == "ServerMissing"
+
+
+def test_old_news_is_dropped(made: Server, provider: ScriptedProvider) -> None:
+    """The engine finished something while the provider was being asked."""
+
+    def meanwhile() -> None:
+        ServerStatus.objects.filter(server=made).update(reason="Newer", revision=F("revision") + 1)
+
+    provider.faults["observe"] = [meanwhile]
+    status = look(made, provider, running=False, started_at=None)
+    assert (status.phase, status.reason) == ("ready", "Newer")
+
+
+def test_nothing_is_written_for_a_server_that_stays_as_it_is(made: Server, provider: ScriptedProvider) -> None:
+    before = look(made, provider).revision
+    assert look(made, provider).revision == before
+    assert Sample.objects.count() == 1
+
+
+def test_an_open_operation_is_not_overwritten(made: Server, provider: ScriptedProvider) -> None:
+    Server.objects.filter(pk=made.pk).update(restarts=1, generation=2)
+    services.reconcile(made.pk)
+    status = look(made, provider, running=False, started_at=None)
+    assert (status.phase, status.reason) == ("progressing", "Restarting")
+
+
+def test_samples_each_minute_for_a_week(made: Server, provider: ScriptedProvider) -> None:
+    look(made, provider)
+    Sample.objects.update(at=timezone.now() - timedelta(seconds=61))
+    look(made, provider)
+    assert Sample.objects.count() == 2
+    Sample.objects.filter(pk=Sample.objects.latest("at").pk).update(at=timezone.now() - timedelta(days=8))
+    assert samples.prune() == 1
+    assert Sample.objects.count() == 1
