@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import re
+import threading
 import time
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pyotp
 import pytest
@@ -237,3 +239,37 @@ def test_secrets_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     secret = browser.add_app()
     logged = "\n".join(record.getMessage() for record in caplog.records if not record.name.startswith("django.db"))
     assert not [part for part in (PASSWORD, secret, link) if part in logged]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_same_address_sent_twice_at_once_makes_one_account() -> None:
+    browsers = [Browser("192.0.2.1").open("/account/signup/"), Browser("192.0.2.2").open("/account/signup/")]
+    barrier = threading.Barrier(2)
+
+    def send(browser: Browser) -> None:
+        barrier.wait()
+        browser.send(email="alice@example.org", password1=PASSWORD)
+        connection.close()
+
+    threads = [threading.Thread(target=send, args=[browser]) for browser in browsers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert [browser.path for browser in browsers] == ["/account/confirm-email/"] * 2
+    assert User.objects.count() == 1
+
+
+def test_too_many_tries_to_sign_in_from_one_address_get_429() -> None:
+    client = Client(REMOTE_ADDR="192.0.2.9")
+    answers = [client.post("/account/login/", {"login": f"p{n}@example.org", "password": "x"}) for n in range(31)]
+    assert answers[-1].status_code == 429
+    assert int(answers[-1]["Retry-After"]) > 0
+    assert "Too many" in answers[-1].content.decode()
+
+
+def test_without_the_demand_a_second_factor_is_each_persons_choice(settings: Any) -> None:
+    settings.HEARTH = {**settings.HEARTH, "HEARTH_REQUIRE_MFA": False}
+    browser = Browser().sign_up("alice@example.org")
+    browser.open(link_in(newest_mail("alice@example.org"), "confirm-email")).send(action="/")
+    assert browser.open("/organisations/new/").path == "/organisations/new/"
