@@ -1,0 +1,68 @@
+"""`kill -9` of a worker in the middle of a step: another one takes over when the lease is over, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+from django.db import connection
+
+from provisioning import engine, leases, services
+from provisioning.models import ServerSecret, ServerStatus
+from provisioning.sweep import sweep
+from tenants.models import Server
+from tests.provisioning.fakes import ScriptedProvider
+from tests.services import wait
+
+pytestmark = pytest.mark.django_db(transaction=True)
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def killed_in(step: str, operation: object, provider: ScriptedProvider) -> None:
+    """Let another process work on the operation, and kill it inside `step`."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.provisioning.runner", str(operation), provider.url, step],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "DATABASE_URL": os.environ["DATABASE_URL"].replace("/hearth?", f"/{connection.settings_dict['NAME']}?"),
+            "HEARTH_STATE": str(settings.STATE),
+            "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}",
+        },
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == step
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def signing_keys(server: Server) -> set[str]:
+    return {str(secret.value) for secret in ServerSecret.objects.filter(server=server, name="signing_key")}
+
+
+@pytest.mark.parametrize("step", ["configure", "start"])
+def test_another_worker_takes_over(server: Server, provider: ScriptedProvider, step: str) -> None:
+    operation = services.reconcile(server.pk)
+    assert operation is not None
+    killed_in(step, operation.pk, provider)
+    died = time.monotonic()
+    keys = signing_keys(server)
+    assert not engine.run(operation.pk), "the lease still stands"
+    wait(lambda: sweep() == [operation.pk], seconds=leases.LEASE.total_seconds() + 3)
+    assert time.monotonic() - died <= leases.LEASE.total_seconds() + 1
+    engine.run(operation.pk)
+    operation.refresh_from_db()
+    assert (operation.state, operation.fence) == ("succeeded", 2)
+    assert ServerStatus.objects.get(server=server).phase == "ready"
+    assert provider.calls[0] == step, "the steps that were done are not done again"
+    assert not keys or keys == signing_keys(server)
