@@ -18,6 +18,8 @@ from provisioning.providers.base import ProviderError, StaleFence
 from provisioning.providers.local.keys import new_signing_key, verify_key
 from tests.local.conftest import Agent, Homeserver, fences, quiet, wait_for
 
+pytestmark = pytest.mark.xdist_group("agent")  # they share one server
+
 
 def get(url: str) -> httpx.Response:
     return httpx.get(url, trust_env=False, timeout=10)

@@ -10,6 +10,7 @@ import asyncio
 import importlib.util
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
@@ -81,7 +82,8 @@ async def initdb(
         command = Command("initdb", words, staging, environment(), uid=user, gid=group, capabilities=capabilities)
         lines: list[str] = []
         if await run(command, line=lines.append, timeout=120) != 0:
-            raise PostgresError("initdb failed: " + " ".join(lines[-4:]))
+            causes = [line for line in lines if re.search("FATAL|ERROR|could not|error:", line)]
+            raise PostgresError("initdb failed: " + " ".join((causes or lines)[:3]))
         if uid is not None:
             await asyncio.to_thread(_give, staging / "data", uid, gid if gid is not None else uid)
         (staging / "data").rename(data)

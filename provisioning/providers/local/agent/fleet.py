@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
+import os
 import shutil
 import sys
 import time
@@ -148,8 +150,7 @@ class Fleet:
             try:
                 yield server
             except PostgresError as error:
-                full = "No space left" in str(error)
-                raise ProviderError(f"{error} Retry.", code="DiskFull" if full else "DatabaseFailed") from None
+                raise _database_error(error, server.folder.log_tail("postgres")) from None
             except Refused as refusal:
                 raise ProviderError(refusal.message, code=refusal.reason, retry=False) from None
 
@@ -235,6 +236,13 @@ class Fleet:
                 continue
             media = [server.folder.places.media / name for name in ("local_content", "local_thumbnails")]
             self._disk[key] = (now, usage.disk([server.folder.path]), usage.disk(media))
+
+
+def _database_error(error: PostgresError, log: str) -> ProviderError:
+    """Say why the database failed; its log knows more than its client."""
+    if os.strerror(errno.ENOSPC) in f"{error}{log}":
+        return disk_error(OSError(errno.ENOSPC, ""))
+    return ProviderError(f"{error} Nothing was lost; retry.{log}", code="DatabaseFailed")
 
 
 def _check_id(server_id: str) -> None:

@@ -88,10 +88,10 @@ class Folder:
         """Return what Synapse would be started with now, in short."""
         return f"{self.unit.version} {hashlib.sha256(self.config.read_bytes()).hexdigest()}"
 
-    def log_tail(self, lines: int = 6) -> str:
-        """Return the last lines that Synapse wrote on its standard error, for a message."""
+    def log_tail(self, name: str, lines: int = 6) -> str:
+        """Return the last lines that `synapse` or `postgres` wrote on its standard error, for a message."""
         with contextlib.suppress(OSError):
-            text = (self.path / "logs" / "synapse.log").read_text(encoding="utf-8", errors="replace")
+            text = (self.path / "logs" / f"{name}.log").read_text(encoding="utf-8", errors="replace")
             return " Its last lines:\n" + "\n".join(text.splitlines()[-lines:])
         return ""
 

@@ -243,7 +243,8 @@ class ManagedServer:
         hopeless = reason in ("SigningKeyMismatch", "PortTaken") or self.unit.crashes - crashes >= TRIES
         if not (late or hopeless):
             return
-        tail = self.folder.log_tail() if reason in ("SynapseCrashed", "DatabaseDown", "Starting") else ""
+        log = {"SynapseCrashed": "synapse", "Starting": "synapse", "DatabaseDown": "postgres"}.get(reason)
+        tail = self.folder.log_tail(log) if log else ""
         raise ProviderError(
             f"{message or 'The server did not answer in time.'}{tail}",
             code=reason or "Starting",
