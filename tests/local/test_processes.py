@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from provisioning.providers.local import processes
-from provisioning.providers.local.processes import Command, Refused, Unit, can_drop_privileges, run
+from provisioning.providers.local.processes import Command, Refused, Unit, can_drop_privileges, passage, run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -209,3 +209,16 @@ def test_another_user_is_set_without_groups_or_capabilities(tmp_path: Path) -> N
         return
     assert lines[0] == "uid=61234 gid=61234 groups=61234"
     assert [line.split()[1].strip("0") for line in lines[1:]] == ["", "1"]
+
+
+def test_a_closed_folder_can_be_reached_with_what_passage_says(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    (closed / "open").mkdir(parents=True)
+    closed.chmod(0o700)
+    lines: list[str] = []
+    # test(1) asks with access(2), as PostgreSQL's programs do.
+    words = ("/bin/sh", "-c", 'test -x "$0" && grep CapEff /proc/self/status', str(closed / "open"))
+    uid = 61234 if os.geteuid() == 0 else None
+    command = Command("look", words, Path("/"), {"PATH": os.defpath}, uid=uid, capabilities=passage(closed / "open"))
+    assert asyncio.run(run(command, line=lines.append, timeout=5)) == 0
+    assert int(lines[0].split()[1], 16) in {0, 1 << 1, 1 << 2}

@@ -268,6 +268,9 @@ def spawn_argv(command: Command) -> list[str]:
         argv += ["--reuid", str(command.uid), "--regid", str(command.gid or command.uid), "--clear-groups"]
         kept = ",".join(["-all", *(f"+{name}" for name in command.capabilities)])
         argv += ["--inh-caps", kept, "--ambient-caps", kept, "--no-new-privs"]
+        if command.capabilities:
+            # Else access(2), with which PostgreSQL looks at its own files, would leave the capabilities out.
+            argv += ["--securebits", "+no_setuid_fixup"]
     # If we died before the death signal was set, nobody will send it: the shell notices that its parent changed.
     return [*argv, "--", "/bin/sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid()), *command.argv]
 
