@@ -128,7 +128,7 @@ class ServerForm(RefusableForm):
             self.fields[
                 "domain"
             ].help_text = f"Leave it empty to get the default name. You have proved {', '.join(proved)}."
-        elif not self.is_bound:
+        elif not self.data.get("domain"):
             # Somebody without a domain need not read about domains; what they sent anyway gets its answer.
             del self.fields["domain"]
 
@@ -156,10 +156,10 @@ class UpgradeForm(VerbForm):
     version = forms.CharField(label="Synapse version")
     refused: list[tuple[str, str]] = []
 
-    def __init__(self, *args: Any, versions: list[str], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, versions: list[tuple[str, str]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.choices = versions
-        self.fields["version"].widget = forms.Select(choices=[(version, version) for version in versions])
+        self.fields["version"].widget = forms.Select(choices=versions)
 
 
 class DeleteForm(VerbForm):

@@ -64,15 +64,18 @@ def proved_domains(organisation: Organisation) -> list[str]:
     return list(rows.values_list("name", flat=True)[:SHOWN])
 
 
-def upgrades(server: Server) -> list[tuple[str, str]]:
-    """Return each Synapse release with why the server can't go to it; an empty reason means that it can."""
+def upgrades(server: Server) -> list[tuple[str, str, str]]:
+    """Return each other release, whether it is newer or older, and why the server can't go to it (empty: it can)."""
     found = []
+    age = "newer"
     for release in releases.RELEASES:
         reason = ""
         try:
             releases.check_upgrade(server.version, release.version)
         except releases.ReleaseRefused as refusal:
             reason = str(refusal)
-        if release.version != server.version:
-            found.append((release.version, reason))
+        if release.version == server.version:
+            age = "older"
+        else:
+            found.append((release.version, age, reason))
     return found

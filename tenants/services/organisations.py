@@ -6,7 +6,7 @@ import secrets
 import unicodedata
 from typing import Any
 
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.utils.text import slugify
 
 from audit.services import record
@@ -24,7 +24,7 @@ def create_organisation(*, actor: Any, name: str, plan: Plan) -> Organisation:
     name = _clean(name)
     if not plan.offered:
         raise Refused(f"The plan {plan.name} is no longer offered. Choose another one.", field="plan")
-    organisation = Organisation.objects.create(name=name, slug=_free_slug(name))
+    organisation = _insert(name)
     Membership.objects.create(organisation=organisation, user=actor, role=Membership.Role.OWNER)
     Subscription.objects.create(organisation=organisation, plan=plan)
     record(
@@ -74,9 +74,14 @@ def _clean(raw: str) -> str:
     return name
 
 
-def _free_slug(name: str) -> str:
-    """Return an address part made from the name. A name that is taken gets a few random characters."""
-    base = slugify(name)[:MAX_SLUG].strip("-") or "organisation"
-    # Six random characters where the plain one is taken: the answer to a race is one more try by the person, at worst.
-    taken = Organisation.objects.filter(slug=base).exists()
-    return f"{base[: MAX_SLUG - 7].rstrip('-')}-{secrets.token_hex(3)}" if taken or base == "organisation" else base
+def _insert(name: str) -> Organisation:
+    """Insert the organisation at an address made from its name; one that is taken gets a few random characters."""
+    base = slugify(name)[:MAX_SLUG].strip("-")
+    if base:
+        try:
+            with transaction.atomic():
+                return Organisation.objects.create(name=name, slug=base)
+        except IntegrityError:
+            base = base[: MAX_SLUG - 7].rstrip("-")
+    # 24 random bits after a name that is taken: nobody will see them meet.
+    return Organisation.objects.create(name=name, slug=f"{base or 'organisation'}-{secrets.token_hex(3)}")

@@ -112,8 +112,9 @@ def _seen(server: Server) -> dict[str, Any]:
 
 def _upgrade_form(data: Any, server: Server) -> UpgradeForm:
     releases = selectors.upgrades(server)
-    form = UpgradeForm(data, initial=_seen(server), versions=[version for version, reason in releases if not reason])
-    form.refused = [(version, reason) for version, reason in releases if reason]
+    choices = [(version, f"{version} ({age})") for version, age, reason in releases if not reason]
+    form = UpgradeForm(data, initial=_seen(server), versions=choices)
+    form.refused = [(version, reason) for version, _, reason in releases if reason]
     return form
 
 

@@ -15,7 +15,7 @@ from audit.models import AuditEvent
 from tenants import dns, services
 from tenants.errors import Refused
 from tenants.models import Domain, Organisation, Plan
-from tests.tenants.test_server_create import at_once
+from tests.tenants.together import at_once
 
 pytestmark = pytest.mark.django_db
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from pytest_django import DjangoAssertNumQueries
@@ -13,6 +14,7 @@ from tenants import limits, services
 from tenants.errors import Refused
 from tenants.models import Organisation, Plan, Server
 from tenants.seeds import seed_plans
+from tests.tenants.together import at_once
 
 pytestmark = pytest.mark.django_db
 
@@ -94,3 +96,11 @@ def test_usage_is_one_query(
     with django_assert_num_queries(1):
         used = limits.in_use(acme)
     assert used == limits.Usage(servers=1, users=166, vcpu=2, memory_mb=4096, disk_gb=20, object_gb=100)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_of_one_name_at_once_are_two_organisations(alice: User, plans: dict[str, Plan]) -> None:
+    create = partial(services.create_organisation, actor=alice, name="Acme", plan=plans["ember"])
+    at_once([create, create, create])
+    assert Organisation.objects.filter(name="Acme").count() == 3
+    assert Organisation.objects.filter(slug="acme").count() == 1

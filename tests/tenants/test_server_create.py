@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from functools import partial
 
 import pytest
-from django.db import connection
 from django.utils import timezone
 from pytest_django import DjangoCaptureOnCommitCallbacks
 
@@ -17,6 +15,7 @@ from tenants import limits, releases, services
 from tenants.errors import Refused
 from tenants.models import Organisation, Plan, Server
 from tests.tenants.conftest import Seams
+from tests.tenants.together import at_once
 
 pytestmark = pytest.mark.django_db
 
@@ -155,27 +154,3 @@ def test_two_organisations_race_for_a_name(
         "“chat.hearth.test” is taken. No server was made. Choose another name."
     ]
     assert Server.objects.count() == 1
-
-
-def at_once(calls: list[Callable[[], object]]) -> list[object]:
-    """Make the calls at the same moment, each with a database connection of its own; return results or refusals."""
-    gate = threading.Barrier(len(calls))
-    outcomes: list[object] = []
-
-    def run(call: Callable[[], object]) -> None:
-        try:
-            connection.ensure_connection()
-            gate.wait(10)
-            outcomes.append(call())
-        except Refused as refusal:
-            outcomes.append(refusal)
-        finally:
-            connection.close()
-
-    threads = [threading.Thread(target=run, args=(call,)) for call in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert len(outcomes) == len(calls)
-    return outcomes
