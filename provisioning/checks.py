@@ -10,7 +10,7 @@ import httpx
 
 from provisioning.matrix import SERVICE, TIMEOUT, Homeserver, MatrixError
 from provisioning.providers.base import ProviderError
-from provisioning.secrets import verify_key
+from provisioning.providers.local.keys import verify_key
 
 
 class CheckFailed(ProviderError):

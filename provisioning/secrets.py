@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import secrets as random
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from provisioning.models import ServerSecret
+from provisioning.providers.local.keys import new_secrets
 from tenants.models import Server
 
 SPEC_SECRETS = ("signing_key", "macaroon", "registration", "form", "database", "jwt")
@@ -26,7 +24,7 @@ def ensure_spec_secrets(server: Server, transaction: Transaction) -> dict[str, s
         return found
     with transaction():
         found = _read(server, SPEC_SECRETS)
-        missing = {name: _new(name) for name in SPEC_SECRETS if name not in found}
+        missing = {name: value for name, value in new_secrets().items() if name not in found}
         ServerSecret.objects.bulk_create([ServerSecret(server=server, name=n, value=v) for n, v in missing.items()])
     return found | missing
 
@@ -60,20 +58,5 @@ def new_password() -> str:
     return "-".join(letters[start : start + 5] for start in range(0, 20, 5))
 
 
-def verify_key(signing_key: str) -> tuple[str, str]:
-    """Return key id and public key (unpadded base64) of a signing key line `ed25519 <version> <base64 seed>`."""
-    algorithm, version, seed = signing_key.split()
-    public = Ed25519PrivateKey.from_private_bytes(base64.b64decode(seed + "=" * (-len(seed) % 4))).public_key()
-    return f"{algorithm}:{version}", base64.b64encode(public.public_bytes_raw()).decode().rstrip("=")
-
-
 def _read(server: Server, names: tuple[str, ...]) -> dict[str, str]:
     return {secret.name: str(secret.value) for secret in ServerSecret.objects.filter(server=server, name__in=names)}
-
-
-def _new(name: str) -> str:
-    if name == "signing_key":
-        version = "a_" + "".join(random.choice(ALPHABET) for _ in range(4))
-        seed = base64.b64encode(Ed25519PrivateKey.generate().private_bytes_raw()).decode().rstrip("=")
-        return f"ed25519 {version} {seed}"
-    return random.token_urlsafe(32)

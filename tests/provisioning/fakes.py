@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
 from provisioning.providers.base import Observation, Progress, ServerSpec, StaleFence
-from provisioning.secrets import verify_key
+from provisioning.providers.local.keys import verify_key
 
 Fault = Callable[[], None]
 

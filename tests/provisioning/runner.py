@@ -1,7 +1,7 @@
-"""A worker in a process of its own, for tests that kill it: `python -m tests.provisioning.runner <operation> <url> <step>`.
+"""A worker in a process of its own, for tests that kill it.
 
-It carries the operation out with a scripted provider, writes the name of each call to its output, and sleeps for ever in
-`<step>`: the test kills it there.
+`python -m tests.provisioning.runner <operation> <url> <step>` carries the operation out with a scripted provider, says
+when it has come to `<step>`, and sleeps there until the test kills it.
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ def killed_in(step: str, operation: object, provider: ScriptedProvider) -> None:
         stdout=subprocess.PIPE,
         text=True,
     )
+    assert process.stdout is not None
     try:
-        assert process.stdout is not None
         assert process.stdout.readline().strip() == step
     finally:
         process.kill()
