@@ -38,7 +38,8 @@ class Stack:
         """Start it and return the seconds until its first page was served."""
         started = time.perf_counter()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "config.embedded"],
+            # Should this test run die, the whole stack stops.
+            ["setpriv", "--pdeathsig", "TERM", "--", sys.executable, "-m", "config.embedded"],
             cwd=ROOT,
             env=self.environment(),
             stdout=subprocess.PIPE,

@@ -52,16 +52,21 @@ class Person:
         page = submit(self.browser, page, code=self.code.now())
         expect(page, "recovery codes")
 
-    def mailed_link(self) -> str:
+    def mailed_link(self, limit: float = 20) -> str:
         """Return the link in the newest mail to this person, as the inbox page shows it."""
+        end = time.monotonic() + limit
         with httpx.Client(follow_redirects=True) as reader:
-            inbox = reader.get(self.stack.link("/inbox/"))
-            rows = re.findall(r'href="(/inbox/[0-9a-f-]+/)".*?<td>(.*?)</td>', inbox.text, re.DOTALL)
-            path = next(path for path, recipient in rows if recipient == self.email)
-            mail = reader.get(f"{self.stack.url}{path}")
-        link = re.search(r'href="(http://[^"]+/account/[^"]+)"', mail.text)
-        assert link is not None, mail.text
-        return html.unescape(link.group(1))
+            while time.monotonic() < end:
+                inbox = reader.get(self.stack.link("/inbox/"))
+                rows = [row for row in inbox.text.split("</tr>") if self.email in row]
+                paths = re.findall(r'href="(/inbox/[0-9a-f-]+/)"', "".join(rows))
+                if paths:
+                    mail = reader.get(f"{self.stack.url}{paths[0]}")
+                    link = re.search(r'href="(http://[^"]+/account/[^"]+)"', mail.text)
+                    assert link is not None, mail.text
+                    return html.unescape(link.group(1))
+                time.sleep(0.05)
+        raise AssertionError(f"No mail to {self.email} came:\n{text(inbox.text)}")
 
     def create_organisation(self, name: str, plan: str) -> str:
         """Create an organisation and return the path of its page."""

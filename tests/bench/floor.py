@@ -79,8 +79,13 @@ def _start_postgres(stack: contextlib.ExitStack, postgres_bin: Path, folder: Pat
             *[postgres_bin / "postgres", "-D", folder / "data", "-k", folder / "socket", "-c", "listen_addresses="],
         )
     )
-    while not (folder / "socket" / ".s.PGSQL.5432").exists():
+    # The socket is there a moment before the database takes anybody: its lock file says when.
+    while "ready" not in _read(folder / "data" / "postmaster.pid"):
         time.sleep(0.01)
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 def _start_synapse(stack: contextlib.ExitStack, python: Path, folder: Path) -> None:
