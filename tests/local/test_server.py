@@ -215,6 +215,7 @@ def test_an_orderly_end_stops_everything_and_a_stopped_server_stays_stopped(serv
     family = agent.family()
     assert agent.end(signal.SIGTERM) == 0
     assert not any(process.is_running() for process in family)
+    assert not agent.provider._path.parent.exists()
     agent.start()
     server.wait_until_runs()
     server.stop()

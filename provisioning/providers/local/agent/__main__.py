@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import fcntl
 import os
 import signal
@@ -32,7 +33,18 @@ async def serve(machine: Machine) -> None:
     finally:
         await requests.close()
         await fleet.shut_down()
-        (machine.runtime / AGENT_SOCKET).unlink(missing_ok=True)
+        clear(machine.runtime, fleet)
+
+
+def clear(runtime: Path, fleet: Fleet) -> None:
+    """Take our own things out of the sockets' folder, and the folder itself if nobody else has something there."""
+    with contextlib.suppress(OSError):
+        (runtime / AGENT_SOCKET).unlink(missing_ok=True)
+    for server in fleet.servers.values():
+        with contextlib.suppress(OSError):
+            server.folder.sockets.rmdir()
+    with contextlib.suppress(OSError):
+        runtime.rmdir()
 
 
 def main() -> int:

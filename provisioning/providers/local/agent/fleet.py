@@ -20,6 +20,7 @@ from provisioning.providers.local.agent import usage
 from provisioning.providers.local.agent.files import REMOVED, Tombstones, UnitFile, load_units
 from provisioning.providers.local.agent.machine import Machine, disk_error
 from provisioning.providers.local.agent.server import ManagedServer
+from provisioning.providers.local.keys import KeyUnreadable
 from provisioning.providers.local.postgres import PostgresError
 from provisioning.providers.local.processes import Refused
 
@@ -151,6 +152,8 @@ class Fleet:
                 yield server
             except PostgresError as error:
                 raise _database_error(error, server.folder.log_tail("postgres")) from None
+            except KeyUnreadable as error:
+                raise ProviderError(f"{error} Nothing was changed.", code="BadRequest", retry=False) from None
             except Refused as refusal:
                 raise ProviderError(refusal.message, code=refusal.reason, retry=False) from None
 
