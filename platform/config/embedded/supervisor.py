@@ -188,7 +188,7 @@ class Supervisor:
             if not self._stopping:
                 say(f"✗ Synapse {version} is not installed yet. {error} The first new server tries again.")
         else:
-            say(f"✓ Synapse {version} is installed {time.monotonic() - began:.1f} s")
+            say(f"✓ Synapse {version} is installed ({time.monotonic() - began:.1f} s)")
 
     async def stop(self) -> None:
         """Stop everything, what serves people first."""
