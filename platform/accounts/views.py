@@ -62,6 +62,10 @@ class ConfirmEmailView(allauth_views.ConfirmEmailView):
         except Http404:
             self.object = None
             return cast("HttpResponse", self.render_to_response(self.get_context_data(), status=410))
+        except IntegrityError:
+            # Somebody signed up with the address while its link for a change was on its way.
+            context = {**self.get_context_data(), "can_confirm": False}
+            return cast("HttpResponse", self.render_to_response(context, status=409))
 
 
 @never_cache

@@ -14,14 +14,16 @@ from django.test import Client
 
 from accounts.models import User
 from audit.models import AuditEvent
-from tests.accounts.browser import Browser
+from tests.accounts.browser import Browser, secret_on
 from tests.cast import PASSWORD, TOTP_SECRET, make_user
 
 pytestmark = pytest.mark.django_db
 
 
 def code(offset: int = 0) -> str:
-    """Return the code of this moment, or of so many periods later."""
+    """Return the code of this moment, or of so many periods later; never just before the period ends."""
+    if (left := 30 - time.time() % 30) < 3:
+        time.sleep(left)
     return pyotp.TOTP(TOTP_SECRET).at(int(time.time()) + 30 * offset)
 
 
@@ -79,9 +81,10 @@ def test_the_code_that_added_the_app_is_spent() -> None:
     person = make_user("dora@example.org", factor=False)
     browser = Browser().sign_in(person.email)
     assert browser.path == "/account/second-factor/"
-    secret = browser.add_app()
+    spent = pyotp.TOTP(secret_on(browser.open("/account/2fa/totp/activate/").text)).now()
+    browser.send(code=spent)
     assert browser.path == "/account/2fa/recovery-codes/"
-    assert not signed_in(Browser().sign_in(person.email).send(code=pyotp.TOTP(secret).now()))
+    assert not signed_in(Browser().sign_in(person.email).send(code=spent))
 
 
 def test_a_wrong_first_code_adds_no_app() -> None:

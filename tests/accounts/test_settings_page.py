@@ -11,6 +11,7 @@ from django.test import Client
 from accounts.models import User
 from audit.models import AuditEvent
 from tests.accounts.browser import PASSWORD, Browser, link_in, newest_mail
+from tests.cast import make_user
 
 pytestmark = pytest.mark.django_db
 NEW = "a quite different secret"
@@ -63,6 +64,17 @@ def test_a_new_address_counts_once_its_link_was_opened(browser: Browser, alice: 
     assert alice.email == "liddell@example.org"
     assert AuditEvent.objects.filter(verb="account.change_email").exists()
     assert newest_mail("alice@example.org").subject == "Your e-mail address was changed"
+
+
+def test_an_address_that_somebody_else_took_meanwhile(browser: Browser, alice: User) -> None:
+    browser.open("/account/email/").send(email="liddell@example.org", action_add="1").send(password=PASSWORD)
+    link = link_in(newest_mail("liddell@example.org"), "confirm-email")
+    make_user("liddell@example.org", verified=False, factor=False)
+    browser.open(link).send(action="/")
+    assert browser.page.status_code == 409
+    assert "can't be confirmed" in browser.text.replace("&#x27;", "'")
+    alice.refresh_from_db()
+    assert alice.email == "alice@example.org"
 
 
 def test_an_address_that_is_only_wished_for_gives_no_power(alice: User) -> None:
