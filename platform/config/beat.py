@@ -10,6 +10,7 @@ import os
 import time
 from typing import Any
 
+import environ
 import psycopg
 from celery import Celery
 from celery.beat import Scheduler
@@ -35,10 +36,18 @@ class HeartbeatScheduler(Scheduler):
 
     def _beat(self) -> None:
         try:
-            with psycopg.connect(os.environ["DATABASE_URL"], connect_timeout=5) as connection:
+            with psycopg.connect(**database_options(os.environ["DATABASE_URL"])) as connection:
                 connection.execute(WRITE, (HEARTBEAT,))
         except psycopg.Error as error:
             logger.warning("The heartbeat was not written: %s", error)
+
+
+def database_options(url: str) -> dict[str, Any]:
+    """Return psycopg's options for an address as Django's settings read it."""
+    config = environ.Env.db_url_config(url)
+    names = {"dbname": "NAME", "user": "USER", "password": "PASSWORD", "host": "HOST", "port": "PORT"}
+    given = {option: config[name] for option, name in names.items() if config.get(name)}
+    return {"connect_timeout": 5, **given, **config.get("OPTIONS", {})}
 
 
 def main() -> None:

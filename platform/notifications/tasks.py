@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from celery import shared_task
-
 from notifications import services
+from observability.tasks import task
 
 
-@shared_task(ignore_result=True)
+@task()
 def deliver_due() -> None:
     """Send the mails whose time has come."""
     services.deliver_due()

@@ -87,7 +87,8 @@ def _check_whole(state: Path) -> None:
             f"The database folder {data} is damaged: its file PG_VERSION is missing. Nothing was changed. Restore the "
             "state folder from a copy; moving the folder away would start with an empty database."
         )
-    if data.exists() and not os.environ.get("HEARTH_KEY_FILE") and not key.is_file():
+    elsewhere = os.environ.get("HEARTH_KEY_FILE") or os.environ.get("HEARTH_KEY_FILE_FILE")
+    if data.exists() and not elsewhere and not key.is_file():
         raise StartRefused(
             f"The root key {key} is missing, but there is a database whose secrets only it can open. Nothing was "
             "changed. Restore the key from a copy, or set HEARTH_KEY_FILE to where it is."
