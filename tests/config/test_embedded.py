@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import signal
 import socket
@@ -99,6 +100,7 @@ def test_one_command_up_and_ctrl_c_down(stack: Stack) -> None:
     assert stack.process.returncode == 0
     gone(everything, seconds=1)
     assert of_state(stack.state) == []
+    assert not Path(f"/tmp/hearth-{hashlib.sha256(bytes(stack.state)).hexdigest()[:8]}").exists()
 
 
 def test_kill_9_leaves_nothing_and_the_next_start_heals(stack: Stack) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,7 +19,7 @@ from config.embedded.services import Postgres, Redis, tail_of
 from config.embedded.state import Lock, ensure_secret, prepare_state
 from provisioning.providers.base import ProviderError
 from provisioning.providers.local.environments import environment_dir
-from provisioning.providers.local.paths import RuntimeFolderError, agent_socket
+from provisioning.providers.local.paths import RuntimeFolderError, agent_socket, runtime_dir
 from provisioning.providers.local.processes import Command, Unit, describe_exit, run
 from provisioning.providers.local.provider import LocalProvider
 from tenants.releases import newest
@@ -40,6 +41,7 @@ class Supervisor:
         self._children: list[tuple[str, Unit]] = []
         self._links: dict[str, str] = {}
         self._stopping = False
+        self._lock: Lock | None = None
 
     async def start(self) -> None:
         """Bring everything up, or raise `StartRefused` with what is in the way."""
@@ -199,6 +201,8 @@ class Supervisor:
         await _stop_all("web server, worker, clock", ours)
         await _stop_all("homeservers", [pair for pair in self._children if pair[0] == "agent"])
         await _stop_all("database and broker", self._services)
+        if self._lock is not None:
+            shutil.rmtree(runtime_dir(self.state), ignore_errors=True)  # sockets that nobody listens on any more
         say(f"Hearth has stopped after {time.monotonic() - began:.1f} s. Nothing of it runs any more.")
 
     async def kill(self) -> None:
