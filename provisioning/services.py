@@ -152,6 +152,9 @@ _FRESH: dict[str, Any] = {
 @transaction.atomic
 def reveal_password(actor: Any, *, server: Server) -> str:
     """Return the admin password and forget it: it is shown once. Two at once: one gets it."""
+    changing = (Kind.CREATE, Kind.PASSWORD)
+    if Operation.objects.filter(server=server, state__in=Operation.OPEN, kind__in=changing).exists():
+        raise Refused("The password is being set just now. Wait until that is done; then it can be shown.")
     secret = ServerSecret.objects.select_for_update().filter(server=server, name=secrets.ADMIN_PASSWORD).first()
     if secret is None:
         raise Refused("The password was shown already and Hearth keeps no copy. Set a new one.")

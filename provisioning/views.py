@@ -58,7 +58,7 @@ def server_live(request: HttpRequest, slug: str, server_id: uuid.UUID) -> HttpRe
     access, found = get_server(request.user, slug, server_id)
     context = _context(access, found)
     status = 200 if context["page"].busy else HTMX_STOP_POLLING
-    return render(request, "provisioning/_live.html", context, status=status)
+    return render(request, "provisioning/live.html", context, status=status)
 
 
 @require_safe

@@ -114,10 +114,12 @@ def test_while_it_is_made_the_page_asks_for_itself(
     assert operation is not None
     assert url("operation_cancel", server, operation.pk) in page
     assert client.get(url("server_live", server)).status_code == 200
+    assert url("server_restart", server) not in page
     engine.run(operation.pk)
     live = client.get(url("server_live", server))
     assert live.status_code == 286
     assert "hx-get" not in live.content.decode()
+    assert url("server_restart", server) in live.content.decode()
 
 
 def test_before_anything_is_known(
@@ -156,6 +158,16 @@ def test_the_password_is_shown_once(
     event = AuditEvent.objects.get(verb="server.reveal_password")
     assert event.actor_id == alice.pk
     assert password not in str(event.after)
+
+
+def test_an_old_password_is_not_shown_while_a_new_one_is_set(
+    server: Server, provider: ScriptedProvider, alice: User
+) -> None:
+    make(server)
+    Server.objects.filter(pk=server.pk).update(password_resets=1, generation=2)
+    services.reconcile(server.pk)
+    with pytest.raises(Refused, match="being set just now"):
+        services.reveal_password(alice, server=server)
 
 
 def test_two_at_once_and_one_gets_it(server: Server, provider: ScriptedProvider, alice: User) -> None:
