@@ -24,7 +24,7 @@ run: venv  ## Run Hearth on this machine until Ctrl-C (HEARTH_PORT=8001 and othe
 
 test: venv-dev  ## Run all tests; sets up what they need (PYTEST="-k name" narrows them)
 	@$(BIN)/python -m tests.prepare
-	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(PYTEST)
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup $(PYTEST)
 
 lint: venv-dev  ## Check style, types, layers and migrations
 	@$(BIN)/ruff check

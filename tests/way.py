@@ -6,6 +6,7 @@ import asyncio
 import html
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import httpx
@@ -137,7 +138,9 @@ def text(page: str) -> str:
 
 def talk(connection: Connection) -> float:
     """Log in with a real Matrix client, make a room, send a message and read it back; return the round trip in ms."""
-    return asyncio.run(_talk(connection))
+    # In a thread of its own: where Playwright runs there is an event loop already.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: asyncio.run(_talk(connection))).result()
 
 
 async def _talk(connection: Connection) -> float:
@@ -161,3 +164,4 @@ async def _talk(connection: Connection) -> float:
                 return (time.perf_counter() - started) * 1000
     finally:
         await client.close()
+        await asyncio.sleep(0.05)  # aiohttp closes its sockets in the loop's next turns
