@@ -50,7 +50,7 @@ def _browser() -> str:
     _say("Installing Chromium from the system's packages (once)")
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     for words in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", PACKAGE]):
-        subprocess.run(["apt-get", *words], env=environment, check=False, stdout=subprocess.DEVNULL)  # noqa: S607
+        subprocess.run(["apt-get", *words], env=environment, check=False, stdout=subprocess.DEVNULL)
     return "" if browser() else f"{fault} apt-get could not install it."
 
 

@@ -12,8 +12,9 @@ import pytest
 import redis
 
 from tests.chaos import check_whole, kill_during_step, kill_worker
+from tests.forms import submit
 from tests.stack import Stack
-from tests.way import Person, submit, talk, text
+from tests.way import Person, talk, text
 
 pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(300)]
 
