@@ -18,3 +18,4 @@ urlpatterns = [
 ]
 
 handler429 = "accounts.errors.too_many"
+handler500 = "config.errors.broken"
