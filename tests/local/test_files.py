@@ -120,12 +120,17 @@ async def _cluster(data: Path, sockets: Path, uid: int | None) -> None:
     unit = Unit(postgres.server_command(data, sockets, uid=uid, gid=uid, log=data.parent / "log"))
     await unit.start()
     try:
-        async with await postgres.connect(sockets, user="hearth", password="right") as connection:
-            settings = "current_setting('server_encoding'), datcollate, current_setting('listen_addresses')"
-            query = f"SELECT {settings} FROM pg_database"  # noqa: S608 (constants)
-            assert await (await connection.execute(query)).fetchone() == ("UTF8", "C", "")
+        script = data.with_name("ask.sql")
+        script.write_text(
+            "SELECT DISTINCT current_setting('server_encoding'), datcollate, current_setting('listen_addresses')"
+            " FROM pg_database;"
+        )
+        assert await postgres.execute(script, data, sockets, user="hearth", password="right") == ["UTF8|C|"]
         with pytest.raises(postgres.PostgresError, match="does not let us in"):
-            await postgres.connect(sockets, user="hearth", password="wrong")
+            await postgres.execute(script, data, sockets, user="hearth", password="wrong")
+        script.write_text("SELECT nothing;")
+        with pytest.raises(postgres.PostgresError, match=r"refused what it was asked.*nothing"):
+            await postgres.execute(script, data, sockets, user="hearth", password="right")
     finally:
         await unit.stop()
 
