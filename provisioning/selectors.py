@@ -47,6 +47,11 @@ ADVICE = {
     "ProviderUnreachable": "There is nothing to do: Hearth keeps asking. If Hearth is yours, see that it still runs.",
     "SigningKeyMismatch": "Change nothing and ask support: the right key can be put back.",
     "ServerMissing": "Change nothing and ask support.",
+    "SynapseCrashed": "There is nothing to do at first: it comes back by itself. If it keeps ending, ask support.",
+    "NotAnswering": "There is nothing to do at first: it is started again by itself. If it lasts, ask support.",
+    "DatabaseDown": "There is nothing to do at first: it comes back by itself. If it lasts for minutes, ask support.",
+    "PortTaken": "End the other program, or ask support. The server starts by itself when the port is free.",
+    "DiskFull": "Make room on the machine, or ask support; then try again.",
     "InternalError": "Try again. If it fails again, tell support the number above.",
     "Cancelled": "Try again, or delete the server: then nothing of it is left.",
 }
