@@ -21,6 +21,7 @@ from tenants.models import Organisation, Server
 
 Phase, State = ServerStatus.Phase, Operation.State
 PAGE, HISTORY, LINES, LOG_LINES = 20, 10, 200, 5000
+WATCH_S = 5
 TONES: dict[str, str] = {
     Phase.PENDING: "busy",
     Phase.PROGRESSING: "busy",
@@ -79,6 +80,7 @@ class Row:
     server: Server
     badge: Badge
     busy: bool
+    region: str
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,13 @@ class ServerPage:
     password_waits: bool
     progress: Progress | None = None
     history: list[Operation] = field(default_factory=list)
+
+    @property
+    def poll(self) -> int:
+        """Seconds after which an open page asks again; 0 when nothing will change by itself."""
+        if self.busy:
+            return 1
+        return WATCH_S if self.status.phase == Phase.DEGRADED else 0
 
     @property
     def loopback(self) -> bool:
@@ -155,10 +164,12 @@ def servers(organisation: Organisation) -> QuerySet[Server]:
 def server_rows(organisation: Organisation, page: str | None) -> tuple[Page[Server], list[Row]]:
     """Return one page of the organisation's servers."""
     found = Paginator(servers(organisation), PAGE).get_page(page)
+    regions = dict(Region.objects.values_list("code", "name"))
     rows = []
     for server in found:
         status = status_of(server)
-        rows.append(Row(server=server, badge=badge(status), busy=is_busy(status)))
+        region = regions.get(server.region, server.region)
+        rows.append(Row(server=server, badge=badge(status), busy=is_busy(status), region=region))
     return found, rows
 
 

@@ -89,29 +89,10 @@ function localTimes(root) {
     const moment = new Date(time.dateTime);
     if (Number.isNaN(moment.getTime())) continue;
     const style = time.dataset.local === "time" ? { timeStyle: "medium" } : { dateStyle: "medium", timeStyle: "short" };
-    time.textContent = new Intl.DateTimeFormat(undefined, style).format(moment);
+    const words = new Intl.DateTimeFormat(undefined, style).format(moment);
+    if (time.textContent === words) continue;
+    time.textContent = words;
     time.title = time.dateTime;
   }
 }
-
-// A log stays at its newest line unless its reader scrolled up.
-const NEAR_END_PX = 40;
-let following = true;
-
-function endOf(log) {
-  return log.scrollHeight - log.scrollTop - log.clientHeight < NEAR_END_PX;
-}
-
-document.addEventListener("htmx:beforeSwap", () => {
-  const log = document.querySelector(".log");
-  following = !log || endOf(log);
-});
-
-function settle(root) {
-  localTimes(root);
-  if (!following) return;
-  for (const log of document.querySelectorAll(".log[data-follow]")) log.scrollTop = log.scrollHeight;
-}
-
-document.addEventListener("htmx:afterSwap", () => settle(document));
-settle(document);
+localTimes(document);
