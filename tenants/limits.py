@@ -39,7 +39,7 @@ class Limit:
     @property
     def text(self) -> str:
         """The limit with its unit, such as `16 GB`."""
-        return f"{self.limit} {self.unit}".strip()
+        return f"{self.limit:,} {self.unit}".strip()
 
 
 LABELS = {
