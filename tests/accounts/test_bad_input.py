@@ -28,6 +28,7 @@ MADE_UP = json.dumps(
     }
 )  # fmt: skip
 NUL = '"aaaaaaaaaaaaaaaa\\000"'
+WEIRD = ("a\x00b", "x" * 1_000_000, "\u202eevil", "👩‍👩‍👧‍👦", "a\r\nBcc: b@example.org", *TOO_LONG, "\ud800")
 SIGNED_OUT = ["/account/login/", "/account/signup/", "/account/password/reset/", "/account/confirm-email/again/"]
 
 
@@ -40,15 +41,13 @@ def test_a_broken_cookie_is_no_cookie(name: str, value: str) -> None:
 
 
 @pytest.mark.parametrize("page", SIGNED_OUT)
-@pytest.mark.parametrize(
-    "value", ["a\x00b", "x" * 1_000_000, "\u202eevil", "👩‍👩‍👧‍👦", "a\r\nBcc: b@example.org", *TOO_LONG, "\ud800"]
-)
-def test_whatever_is_typed_gets_an_answer(page: str, value: str) -> None:
-    raw = urllib.parse.quote(value, errors="surrogatepass")
-    for field in ("email", "login", "password", "password1"):
-        others = "&".join(f"{name}={SIGN_UP_PASSWORD}" for name in ("password", "password1") if name != field)
-        answer = Client().post(page, f"{field}={raw}&{others}", content_type="application/x-www-form-urlencoded")
-        assert answer.status_code in {200, 302, 429}
+def test_whatever_is_typed_gets_an_answer(page: str) -> None:
+    for value in WEIRD:
+        raw = urllib.parse.quote(value, errors="surrogatepass")
+        for field in ("email", "login", "password", "password1"):
+            others = "&".join(f"{name}={SIGN_UP_PASSWORD}" for name in ("password", "password1") if name != field)
+            answer = Client().post(page, f"{field}={raw}&{others}", content_type="application/x-www-form-urlencoded")
+            assert answer.status_code in {200, 302, 429}
 
 
 @pytest.mark.parametrize("address", TOO_LONG)
