@@ -7,12 +7,13 @@ from collections.abc import Callable
 import pytest
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
 from accounts.models import User
 from audit.models import AuditEvent
 from provisioning import engine, services
-from provisioning.models import Operation
-from tenants.models import Server
+from provisioning.models import Operation, Region
+from tenants.models import Domain, Server
 from tests.cast import make_user
 from tests.provisioning.fakes import ScriptedProvider
 
@@ -58,3 +59,27 @@ def test_nothing_is_edited_by_hand(server: Server, provider: ScriptedProvider, s
     assert staff.post(path, {"state": "succeeded"}).status_code == 403
     assert staff.post(reverse("admin:provisioning_operation_delete", args=[operation.pk])).status_code == 403
     assert Operation.objects.get(pk=operation.pk).state == "queued"
+
+
+def test_a_region_is_closed_by_its_verb(server: Server, provider: ScriptedProvider, staff: Client) -> None:
+    region = Region.objects.get()
+    path = reverse("admin:provisioning_region_change", args=[region.pk])
+    for _ in range(2):
+        assert staff.post(path, {"name": "Cellar", "base_domain": "evil.example", "code": "x"}).status_code == 302
+    region.refresh_from_db()
+    assert (region.name, region.open, region.code, region.base_domain) == ("Cellar", False, "local", "hearth.localhost")
+    event = AuditEvent.objects.get(verb="region.change")
+    assert event.before == {"name": "This machine", "open": True}
+    assert event.after == {"name": "Cellar", "open": False}
+
+
+def test_a_proof_is_taken_back_by_its_verb(server: Server, staff: Client) -> None:
+    domain = Domain.objects.create(
+        organisation=server.organisation, name="example.org", token="not-for-staff", proved=timezone.now()
+    )
+    page = staff.get(reverse("admin:tenants_domain_change", args=[domain.pk]))
+    assert "not-for-staff" not in page.content.decode()
+    staff.post(reverse("admin:tenants_domain_changelist"), {"action": "revoke", "_selected_action": [str(domain.pk)]})
+    domain.refresh_from_db()
+    assert domain.proved is None
+    assert AuditEvent.objects.filter(verb="domain.revoke").exists()
