@@ -94,11 +94,3 @@ class DomainAdmin(ReadOnlyAdmin):
     def revoke(self, request: HttpRequest, domains: QuerySet[Domain]) -> None:
         count = sum(services.revoke_domain(actor=request.user, domain=domain) for domain in domains)
         self.message_user(request, f"{count} proofs taken back. Servers on these domains federate no more.")
-
-
-@admin.register(Server)
-class ServerAdmin(ReadOnlyAdmin):
-    list_display = ("server_name", "organisation", "region", "version", "desired", "generation", "created", "deleted")
-    list_filter = ("desired", "region", "version", ("deleted", EmptyFieldListFilter))
-    list_select_related = ("organisation",)
-    search_fields = ("server_name", "name", "id", "organisation__name", "organisation__slug")

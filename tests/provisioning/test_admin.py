@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Callable
 
 import pytest
@@ -13,6 +15,7 @@ from accounts.models import User
 from audit.models import AuditEvent
 from provisioning import engine, services
 from provisioning.models import Operation, Region
+from provisioning.providers.base import ProviderError
 from tenants.models import Domain, Server
 from tests.cast import make_user
 from tests.provisioning.fakes import ScriptedProvider
@@ -83,3 +86,36 @@ def test_a_proof_is_taken_back_by_its_verb(server: Server, staff: Client) -> Non
     domain.refresh_from_db()
     assert domain.proved is None
     assert AuditEvent.objects.filter(verb="domain.revoke").exists()
+
+
+def test_what_needs_somebody_comes_first(server: Server, provider: ScriptedProvider, staff: Client) -> None:
+    def fail() -> None:
+        raise ProviderError("The disk is full. Free some space.", code="DiskFull", retry=False)
+
+    provider.faults["configure"] = [fail]
+    operation = services.reconcile(server.pk)
+    assert operation is not None
+    engine.run(operation.pk)
+    page = staff.get(reverse("admin:index")).content.decode()
+    tiles = re.findall(r'data-tone="(\w+)"><strong>(\d+)</strong><span>([^<]+)</span>', page)
+    assert tiles[:3] == [
+        ("bad", "1", "Servers not well"),
+        ("bad", "1", "Operations failed in a day"),
+        ("good", "0", "Mails given up"),
+    ]
+    for path in re.findall(r'<li><a href="([^"]+)" data-tone', page):
+        assert staff.get(html.unescape(path)).status_code == 200
+    servers = staff.get(reverse("admin:tenants_server_changelist")).content.decode()
+    assert "berry.hearth.localhost" in servers
+    assert re.search(r">\s*Failed\s*<", servers)
+
+
+def test_the_log_has_times_to_the_second_and_no_numbers_of_rows(
+    server: Server, provider: ScriptedProvider, staff: Client
+) -> None:
+    operation = services.reconcile(server.pk)
+    assert operation is not None
+    engine.run(operation.pk)
+    page = staff.get(reverse("admin:provisioning_operation_change", args=[operation.pk])).content.decode()
+    assert re.search(r"\d{4}-\d\d-\d\d\xa0\d\d:\d\d:\d\d", page)
+    assert "object (" not in page
