@@ -7,10 +7,8 @@ ciphertext with tag.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,9 +18,10 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from django.conf import settings
 
+from security.rootkey import KEY
+
 VERSION = b"\x01"
 NONCE = 12
-KEY = 32
 
 
 class KeyFileError(RuntimeError):
@@ -47,23 +46,6 @@ def unseal(sealed: bytes, purpose: str) -> bytes:
         return _cipher(_root_path(), purpose).decrypt(sealed[1 : 1 + NONCE], sealed[1 + NONCE :], purpose.encode())
     except InvalidTag:
         raise UnsealError(f"A sealed value of {purpose} can't be opened with this root key.") from None
-
-
-def ensure_root_key(path: Path) -> None:
-    """Create the root key with mode 0600 unless it exists. A crash in the middle leaves either a whole key or none."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if path.exists():
-        return
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-key-") as file:  # made with mode 0600
-        file.write(os.urandom(KEY))
-        file.flush()
-        os.fsync(file.fileno())
-        # A link fails where a file is, so two that start at once agree on one key.
-        with contextlib.suppress(FileExistsError):
-            os.link(file.name, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    os.fsync(directory)
-    os.close(directory)
 
 
 def _root_path() -> str:

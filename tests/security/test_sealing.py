@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pytest_django import Settings
 
 from notifications.models import Mail
-from security.sealing import KeyFileError, UnsealError, ensure_root_key, seal, unseal
+from security.rootkey import ensure_root_key
+from security.sealing import KeyFileError, UnsealError, seal, unseal
 
 
 @given(st.binary(max_size=300))

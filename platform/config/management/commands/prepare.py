@@ -15,11 +15,12 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError, connection, transaction
 
+from accounts.models import User
 from accounts.services import make_staff_link, staff_link_needed
 from config.env import ROOT
 from config.schedule import HEARTBEAT
 from provisioning.models import Heartbeat, Region
-from security.sealing import ensure_root_key
+from security.rootkey import ensure_root_key
 from tenants.seeds import seed_plans
 
 # Any number that nobody else locks: two that start at once migrate one after the other.
@@ -52,7 +53,13 @@ class Command(BaseCommand):
         self._say(step=title, seconds=round(time.monotonic() - began, 2))
 
     def _migrate(self) -> None:
-        ensure_root_key(Path(settings.HEARTH["HEARTH_KEY_FILE"]))
+        key = Path(settings.HEARTH["HEARTH_KEY_FILE"])
+        if not key.exists() and _in_use():
+            raise CommandError(
+                f"The root key {key} is missing, but the database has secrets that only it can open. Nothing was "
+                "changed. Restore the key from a copy, or set HEARTH_KEY_FILE to where it is."
+            )
+        ensure_root_key(key)
         redis.Redis.from_url(settings.REDIS_URL, socket_timeout=5, socket_connect_timeout=5).ping()
         with connection.cursor() as cursor:
             cursor.execute("select pg_advisory_lock(%s)", [MIGRATION_LOCK])
@@ -86,6 +93,12 @@ class Command(BaseCommand):
     def _link(self) -> None:
         if staff_link_needed():
             self._say(link="staff", path=make_staff_link())
+
+
+def _in_use() -> bool:
+    """Tell whether anybody has signed up: from then on there are secrets."""
+    with connection.cursor() as cursor:
+        return User._meta.db_table in connection.introspection.table_names(cursor) and User.objects.exists()
 
 
 def fingerprint() -> str:
