@@ -1,4 +1,4 @@
-"""What a test needs of the machine. Where it is missing the test is left out, loudly; with CI=true that is a failure."""
+"""What a test needs of the machine. Without it the test is left out, loudly; with CI=true that is a failure."""
 
 from __future__ import annotations
 
