@@ -18,11 +18,3 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from accounts import timing
 
     monkeypatch.setattr(timing, "LEAST_S", 0.0)
-
-
-@pytest.fixture(autouse=True)
-def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers that wait on purpose do not; the test of the waiting sets its own time."""
-    from accounts import timing
-
-    monkeypatch.setattr(timing, "LEAST_S", 0.0)

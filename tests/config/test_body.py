@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
-
 import pytest
 
 from config.body import Message, Receive, Send, limited
@@ -14,7 +12,7 @@ def send(pieces: list[bytes], length: str | None = None) -> tuple[list[str], lis
     """Send a request in pieces to a small application behind the limit; return what it received, and the answer."""
     received: list[str] = []
     answer: list[Message] = []
-    waiting: list[Any] = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+    waiting: list[Message] = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
 
     async def app(_scope: Message, receive: Receive, _send: Send) -> None:
         received.extend([(await receive())["type"] for _ in pieces])
