@@ -118,7 +118,7 @@ class ServerStatusAdmin(ReadOnlyAdmin):
 class SampleAdmin(ReadOnlyAdmin):
     """What servers used."""
 
-    list_display = ["server", "at", "memory", "disk", "media", "users"]
+    list_display = ["server", "at", "memory", "disk", "files", "users"]
     search_fields = ["server__server_name"]
     list_select_related = ["server"]
     date_hierarchy = "at"
@@ -132,7 +132,7 @@ class SampleAdmin(ReadOnlyAdmin):
         return megabytes(sample.disk_bytes)
 
     @column("media", order="media_bytes")
-    def media(self, sample: Sample) -> str:
+    def files(self, sample: Sample) -> str:
         return megabytes(sample.media_bytes)
 
 

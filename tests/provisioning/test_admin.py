@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 
 import pytest
+from django.apps import apps
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
@@ -14,7 +15,7 @@ from django.utils import timezone
 from accounts.models import User
 from audit.models import AuditEvent
 from provisioning import engine, services
-from provisioning.models import Operation, Region
+from provisioning.models import Operation, Region, Sample
 from provisioning.providers.base import ProviderError
 from tenants.models import Domain, Server
 from tests.cast import make_user
@@ -35,6 +36,10 @@ def test_it_works(server: Server, provider: ScriptedProvider, staff: Client, mod
     assert operation is not None
     engine.run(operation.pk)
     assert staff.get(reverse(f"admin:provisioning_{model}_changelist")).status_code == 200
+    Sample.objects.create(server=server, at=operation.created, memory_bytes=2_500_000)
+    row = apps.get_model("provisioning", model).objects.first()
+    assert row is not None
+    assert staff.get(reverse(f"admin:provisioning_{model}_change", args=[row.pk])).status_code == 200
     page = staff.get(reverse("admin:provisioning_operation_change", args=[operation.pk]))
     assert "start is done." in page.content.decode()
 

@@ -189,7 +189,7 @@ class Supervisor:
         say()
         if not self.settings["HEARTH_SMTP_URL"]:
             local = f"http://localhost:{self.settings['HEARTH_PORT']}"
-            say(f"  Mails that Hearth would send: {local}/inbox/?token={self._inbox}")
+            say(f"  The inbox, with the mails that Hearth would send: {local}/inbox/?token={self._inbox}")
         if path := self._links.get("staff"):
             say(f"  The first staff account (works once, for a day): {self.url}{path}")
         say("  Ctrl-C stops everything, homeservers too.")
