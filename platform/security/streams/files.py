@@ -244,6 +244,3 @@ class SeekableReader(io.RawIOBase):
             view[: len(part)] = part
             self._at += len(part)
             return len(part)
-
-    def __repr__(self) -> str:
-        return f"<SeekableReader of {self._opener.name}>"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 
@@ -52,16 +51,16 @@ def opened(source: Source, key: Keys, context: Context) -> Iterator[memoryview]:
     """Yield the plaintext of the stream that `source` gives."""
     opener = begin(source.take(HEADER_SIZE), key, context)
     loan = Loan(CHUNK_SIZE)
-    for index in itertools.count():  # pragma: no branch - it ends with the final chunk
+    size, index = SEALED_SIZE, 0
+    while size == SEALED_SIZE:
         data = source.take(SEALED_SIZE)
         size = len(data)
         chunk = loan.lend(max(size - TAG_SIZE, 0))
         opener.open_into(index, data, chunk)
         data.release()
+        index += 1
         if chunk:
             yield chunk
-        if size < SEALED_SIZE:
-            return
 
 
 def begin(raw: Bytes, key: Keys, context: Context) -> Opener:
