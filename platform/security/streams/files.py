@@ -190,15 +190,11 @@ class SeekableReader(io.RawIOBase):
         size = source.seek(0, os.SEEK_END)
         source.seek(0)
         self._opener = begin(self._reader.take(HEADER_SIZE), key, context)
-        self._last, tail = divmod(size - HEADER_SIZE, SEALED_SIZE)
-        if tail < TAG_SIZE:
-            raise self._opener.cut(self._last)
-        self._tail = tail
-        self.length = self._last * CHUNK_SIZE + tail - TAG_SIZE
+        self._last, self._tail = divmod(size - HEADER_SIZE, SEALED_SIZE)
         self._loan = Loan(CHUNK_SIZE)
         self._kept: tuple[int, memoryview] | None = None
         self._at = 0
-        self.chunk(self._last)
+        self.length = self._last * CHUNK_SIZE + len(self.chunk(self._last))
 
     def readable(self) -> bool:
         return True
@@ -228,7 +224,7 @@ class SeekableReader(io.RawIOBase):
         data = self._reader.take(wanted)
         if len(data) < wanted:
             raise self._opener.cut(index)
-        view = self._loan.lend(wanted - TAG_SIZE)
+        view = self._loan.lend(max(wanted - TAG_SIZE, 0))
         self._opener.open_into(index, data, view)
         self._kept = (index, view)
         return view

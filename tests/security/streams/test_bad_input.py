@@ -198,6 +198,7 @@ def test_another_key(read: Read, cipher: Cipher) -> None:
     whole = stream(SMALL, cipher)
     refused(read, whole, WrongKey, key=DataKey.fresh())
     refused(read, whole, WrongKey, key=DataKey(KEY.id, bytes(32)))  # the right id, but another version's bytes
+    refused(read, whole, WrongKey, key=DataKey(uuid.UUID(int=9), KEY.reveal()))  # the right bytes, another id
     named = whole[:16] + uuid.UUID(int=9).bytes + whole[32:]
     refused(read, named, WrongKey)
     refused(read, named, WrongKey, key=DataKey(uuid.UUID(int=9), KEY.reveal()))
@@ -317,6 +318,13 @@ def test_a_source_that_shrinks_while_it_is_read(cipher: Cipher) -> None:
         reader.read()
 
 
+def with_locals(error: BaseException) -> str:
+    """Return the traceback as an error page would show it: with the local variables of our own frames."""
+    frames = traceback.walk_tb(error.__traceback__)
+    ours = (each for each in frames if "platform/security" in each[0].f_code.co_filename)
+    return f"{traceback.StackSummary.extract(ours, capture_locals=True).format()} {error} {error!r}"
+
+
 def test_errors_travel_and_keep_secrets(cipher: Cipher) -> None:
     whole = stream(SMALL, cipher)
     derived = Schedule(KEY, whole[32:64], whole[:32])._derived
@@ -330,14 +338,17 @@ def test_errors_travel_and_keep_secrets(cipher: Cipher) -> None:
     for (data, context, key), read in itertools.product(bad, READERS.values()):
         with pytest.raises(StreamError) as caught:
             read(data, key, context)
-        frames = traceback.walk_tb(caught.value.__traceback__)
-        stack = traceback.StackSummary.extract(
-            (each for each in frames if "platform/security" in each[0].f_code.co_filename), capture_locals=True
-        )
-        shown = "".join(stack.format()) + str(caught.value) + repr(caught.value)
+        shown = with_locals(caught.value)
         assert "context = Context(" in shown  # local variables were there to see
         for secret in (key.reveal(), KEY.reveal(), derived[32:64], derived[64:96], SMALL):
             assert secret.hex() not in shown
             assert repr(secret)[2:-1] not in shown
         again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 - our own, of this moment
         assert (type(again), str(again)) == (type(caught.value), str(caught.value))
+
+
+def test_a_key_of_the_wrong_size_is_not_shown(cipher: Cipher) -> None:
+    with pytest.raises(ValueError, match="32 bytes") as caught:
+        DataKey(uuid.UUID(int=cipher), b"not to be seen\n")
+    assert "key_id = " in with_locals(caught.value)
+    assert "not to be seen" not in with_locals(caught.value)
