@@ -84,7 +84,10 @@ async def initdb(
         lines: list[str] = []
         if await run(command, line=lines.append, timeout=120) != 0:
             causes = [line for line in lines if re.search("FATAL|ERROR|could not|error:", line)]
-            raise PostgresError("initdb failed: " + " ".join((causes or lines)[:3]))
+            said = " ".join((causes or lines)[:3])
+            if "could not look up effective user" in said:
+                said += ". Give this user id a line in /etc/passwd, or start Hearth as a user that has one."
+            raise PostgresError(f"initdb failed: {said}")
         if uid is not None:
             await asyncio.to_thread(give, staging / "data", uid, gid if gid is not None else uid)
         (staging / "data").rename(data)

@@ -85,11 +85,13 @@ class Machine:
         """Return why servers can't be isolated from one another here, what that means, and the remedy; or ""."""
         paths = (self.servers / "one", self.environments / "one", self.programs / "postgres", self.launcher)
         reason = next(filter(None, [*(can_drop_privileges(path) for path in paths), _mapping()]), "")
-        if not reason or not self.root:
-            return reason
+        if not reason:
+            return ""
+        if not self.root:
+            return f"{reason} Whoever breaks into one could read Hearth's files and keys too. Remedy: start it as root."
         return (
-            f"{reason} Whoever breaks into one homeserver could read every file of this machine. Remedy: start Hearth "
-            "with HEARTH_STATE=/var/lib/hearth, from a folder that all may pass, such as /opt."
+            f"{reason} Whoever breaks into one could read every file of this machine. Remedy: start Hearth with "
+            "HEARTH_STATE=/var/lib/hearth, from a folder that all may pass, such as /opt."
         )
 
     @property
