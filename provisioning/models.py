@@ -222,6 +222,9 @@ class Sample(models.Model):
         ordering = ["-at"]
         indexes = [models.Index(fields=["server", "-at"], name="sample_by_server")]
 
+    def __str__(self) -> str:
+        return f"{self.server}, {self.at:%Y-%m-%d %H:%M}"
+
 
 class Heartbeat(models.Model):
     """A part of Hearth that says it is alive: beat, and each worker."""

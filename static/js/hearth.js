@@ -36,10 +36,17 @@ document.addEventListener("click", (event) => {
   const opener = target?.closest("[data-open]");
   if (opener) document.getElementById(opener.dataset.open)?.showModal();
   if (target?.closest("[data-close]")) target.closest("dialog")?.close();
+  closeMenusBut(target);
+});
+
+// Whoever tabs out of a menu has left it.
+document.addEventListener("focusin", (event) => closeMenusBut(event.target));
+
+function closeMenusBut(target) {
   for (const menu of document.querySelectorAll("details.menu[open]")) {
     if (!menu.contains(target)) menu.open = false;
   }
-});
+}
 
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape") return;
@@ -96,3 +103,6 @@ function localTimes(root) {
   }
 }
 localTimes(document);
+
+// After a refused form the first field to mend has the focus.
+document.querySelector("[aria-invalid='true']:not([type='hidden'])")?.focus();
