@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
-from django.db import InterfaceError, OperationalError
+from django.db import InterfaceError, OperationalError, connections
 from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
+from django.views import defaults
 from redis.exceptions import ConnectionError as RedisGone
 from redis.exceptions import TimeoutError as RedisSilent
 
@@ -34,3 +38,32 @@ def is_away(error: BaseException) -> bool:
         return True
     state = getattr(error.__cause__, "sqlstate", None)
     return isinstance(error, OperationalError) and (state is None or state.startswith(AWAY))
+
+
+def own_connection(page: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+    """Let an error page ask the database afresh, and leave no connection behind.
+
+    Under ASGI Django makes these pages in threads that no request ends, so a connection would stay open there for
+    ever, and be dead for every later page once PostgreSQL was started anew.
+    """
+
+    @wraps(page)
+    def run(*args: Any, **kwargs: Any) -> HttpResponse:
+        _close_own()
+        try:
+            return page(*args, **kwargs)
+        finally:
+            _close_own()
+
+    return run
+
+
+def _close_own() -> None:
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block:
+            connection.close_if_unusable_or_obsolete()
+
+
+bad_request = own_connection(defaults.bad_request)
+not_allowed = own_connection(defaults.permission_denied)
+not_found = own_connection(defaults.page_not_found)

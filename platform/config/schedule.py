@@ -45,6 +45,7 @@ TRANSPORT_OPTIONS: dict[str, Any] = {
     # A message whose worker died is delivered again after this long. Long work is safe: PostgreSQL holds the lease.
     "visibility_timeout": 300,
     "socket_connect_timeout": 3,
-    "socket_timeout": 30,
+    # A page that wakes a worker waits as long as this for a Redis that hangs. (Workers wait 1 s for each message.)
+    "socket_timeout": 5,
     "health_check_interval": 10,
 }

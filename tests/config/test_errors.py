@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.db import DataError, InterfaceError, OperationalError, connection
 from django.http import HttpResponse
-from django.test import Client, override_settings
+from django.test import AsyncClient, Client, override_settings
 from django.urls import path
 from psycopg import errors
 from redis.exceptions import ConnectionError as RedisGone
@@ -113,3 +114,22 @@ def test_a_fault_of_ours_is_no_outage_and_shows_nothing_of_itself() -> None:
 def test_what_counts_as_away(error: Exception, cause: Exception | None, away: bool) -> None:
     error.__cause__ = cause
     assert is_away(error) is away
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(("page", "status"), [("/nothing/", 404), ("/admin/login/", 403)])
+def test_error_pages_outlive_a_restart_of_the_database(
+    alice: User, client_for: Callable[[User], Client], page: str, status: int
+) -> None:
+    client = AsyncClient(raise_request_exception=False)
+    client.cookies = client_for(alice).cookies
+    for _ in range(2):
+        assert async_to_sync(client.get)(page).status_code == status
+        # As a restart does: every connection that somebody kept is dead, this test's own excepted.
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "select count(pg_terminate_backend(pid)) from pg_stat_activity "
+                "where datname = current_database() and pid <> pg_backend_pid()"
+            )
+            left = cursor.fetchone()[0]
+    assert left == 0
