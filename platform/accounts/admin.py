@@ -45,9 +45,9 @@ class UserAdmin(ReadOnlyAdmin):
     def second_factor(self, user: User) -> bool:
         return bool(getattr(user, "has_factor", False))
 
-    @column("staff", order="is_staff", tones={"staff": "busy"})
-    def staff(self, user: User) -> tuple[str, str] | str:
-        return ("staff", "Staff") if user.is_staff else ("", "No")
+    @column("staff", order="is_staff", tones={"staff": "busy", "no": "idle"})
+    def staff(self, user: User) -> tuple[str, str]:
+        return ("staff", "Staff") if user.is_staff else ("no", "No")
 
     @admin.action(description="Close the accounts", permissions=["act"])
     def close(self, request: HttpRequest, people: QuerySet[User]) -> None:

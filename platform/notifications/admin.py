@@ -27,7 +27,7 @@ class MailAdmin(ReadOnlyAdmin):
         mails: QuerySet[Mail] = super().get_queryset(request)
         return mails.defer("text")
 
-    @column("state", order="state", tones={"queued": "busy", "sent": "good", "failed": "bad"})
+    @column("state", order="state", tones={"queued": "busy", "sent": "good", "inbox": "idle", "failed": "bad"})
     def how_it_is(self, mail: Mail) -> tuple[str, str]:
         return mail.state, mail.get_state_display()
 
