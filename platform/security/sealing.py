@@ -7,10 +7,7 @@ ciphertext with tag.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import stat
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,17 +17,12 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from django.conf import settings
 
+from security.errors import UnsealError
+from security.sources.keyfile import read_root
+
 VERSION = b"\x01"
 NONCE = 12
 KEY = 32
-
-
-class KeyFileError(RuntimeError):
-    """The root key can't be used; the text says why and what to do."""
-
-
-class UnsealError(ValueError):
-    """A sealed value was changed, belongs to another purpose, or was sealed with another root key."""
 
 
 def seal(plaintext: bytes, purpose: str) -> bytes:
@@ -49,40 +41,10 @@ def unseal(sealed: bytes, purpose: str) -> bytes:
         raise UnsealError(f"A sealed value of {purpose} can't be opened with this root key.") from None
 
 
-def ensure_root_key(path: Path) -> None:
-    """Create the root key with mode 0600 unless it exists. A crash in the middle leaves either a whole key or none."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if path.exists():
-        return
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-key-") as file:  # made with mode 0600
-        file.write(os.urandom(KEY))
-        file.flush()
-        os.fsync(file.fileno())
-        # A link fails where a file is, so two that start at once agree on one key.
-        with contextlib.suppress(FileExistsError):
-            os.link(file.name, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    os.fsync(directory)
-    os.close(directory)
-
-
 def _root_path() -> str:
     return str(settings.HEARTH["HEARTH_KEY_FILE"])
 
 
 @lru_cache(maxsize=64)
 def _cipher(path: str, purpose: str) -> AESGCM:
-    return AESGCM(HKDF(algorithm=SHA256(), length=KEY, salt=None, info=purpose.encode()).derive(_read_root(Path(path))))
-
-
-def _read_root(path: Path) -> bytes:
-    try:
-        mode = path.stat().st_mode
-        root = path.read_bytes()
-    except OSError as error:
-        raise KeyFileError(f"The root key {path} can't be read: {error.strerror}. Restore it from a backup.") from None
-    if stat.S_IMODE(mode) & 0o077:
-        raise KeyFileError(f"The root key {path} can be read by others. Run: chmod 600 {path}")
-    if len(root) != KEY:
-        raise KeyFileError(f"The root key {path} is {len(root)} bytes long, not {KEY}. Restore it from your backup.")
-    return root
+    return AESGCM(HKDF(algorithm=SHA256(), length=KEY, salt=None, info=purpose.encode()).derive(read_root(Path(path))))

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from pytest_django import Settings
 
 from notifications.models import Mail
-from security.sealing import KeyFileError, UnsealError, ensure_root_key, seal, unseal
+from security.errors import KeyFileError, UnsealError
+from security.sealing import seal, unseal
+from security.sources.keyfile import ensure_root_key
 
 
 @given(st.binary(max_size=300))

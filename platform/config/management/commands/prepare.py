@@ -19,7 +19,7 @@ from accounts.services import make_staff_link, staff_link_needed
 from config.env import ROOT
 from config.schedule import HEARTBEAT
 from provisioning.models import Heartbeat, Region
-from security.sealing import ensure_root_key
+from security.sources.keyfile import ensure_root_key
 from tenants.seeds import seed_plans
 
 # Any number that nobody else locks: two that start at once migrate one after the other.
