@@ -18,6 +18,8 @@ EVERY: dict[str, float] = {
     "provisioning.tasks.observe": 5.0,
     "provisioning.tasks.prune_samples": 600.0,
     "notifications.tasks.deliver_due": 10.0,
+    "security.tasks.rewrap_due": 30.0,
+    "security.tasks.rotate_due": 600.0,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import uuid
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -41,7 +42,7 @@ def fill() -> dict[uuid.UUID, tuple[Context, bytes]]:
 def content() -> list[dict[str, object]]:
     """Return every row of the keyring."""
     models = (RootKey, KeyEncryptionKey, DataKey)
-    rows: list[dict[str, object]] = [row for model in models for row in model._default_manager.order_by("pk").values()]
+    rows: list[Any] = [row for model in models for row in model._default_manager.order_by("pk").values()]
     return [{name: bytes(v) if isinstance(v, memoryview) else v for name, v in row.items()} for row in rows]
 
 

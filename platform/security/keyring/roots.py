@@ -11,6 +11,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from audit.services import SYSTEM, record
@@ -105,8 +106,7 @@ def move_keks(actor: Any) -> int:
     the next call goes on. Root keys that wrap nothing any more are retired at the end.
     """
     target, moved = ensure_root(), 0
-    waiting = KeyEncryptionKey.objects.exclude(state=KeyEncryptionKey.State.DESTROYED).exclude(root=target)
-    for kek in waiting.order_by("id").iterator(chunk_size=200):
+    for kek in unmoved(target).order_by("id").iterator(chunk_size=200):
         was = kek.root_id
         with unwrap(kek) as key:
             kek.root = target
@@ -120,6 +120,11 @@ def move_keks(actor: Any) -> int:
         if not in_use(root):
             retire(actor, root)
     return moved
+
+
+def unmoved(target: RootKey) -> QuerySet[KeyEncryptionKey]:
+    """Return the KEKs that another root key wraps."""
+    return KeyEncryptionKey.objects.exclude(state=KeyEncryptionKey.State.DESTROYED).exclude(root=target)
 
 
 def in_use(root: RootKey) -> int:
