@@ -6,6 +6,10 @@ class SecurityConfig(AppConfig):
     verbose_name = "keys and encryption"
 
     def ready(self) -> None:
-        from security import metrics  # noqa: PLC0415 (needs the models)
+        from security import metrics, reseal  # noqa: PLC0415 (needs the models)
+        from security.keyring.seams import seams  # noqa: PLC0415 (as above)
 
-        metrics.register()
+        # Twice in one process where Django makes another registry of apps.
+        metrics.register_once()
+        if reseal.needs_key_file not in seams.root_needed:
+            seams.root_needed.append(reseal.needs_key_file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 from django.db import DatabaseError
@@ -34,3 +35,9 @@ class KeyCollector(Collector):
 def register(registry: CollectorRegistry = REGISTRY) -> None:
     """Let a registry ask for the number."""
     registry.register(KeyCollector())
+
+
+@functools.cache
+def register_once() -> None:
+    """Let the process's own registry ask."""
+    register()

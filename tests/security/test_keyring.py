@@ -276,6 +276,49 @@ def test_two_that_make_the_first_key_at_once_agree() -> None:
     assert RootKey.objects.count() == 1
 
 
+def elsewhere(do: Callable[[], object]) -> None:
+    """Do it in another process's place: another connection, committed."""
+
+    def work() -> None:
+        try:
+            do()
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(20)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_whoever_comes_second_takes_what_the_first_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    column, owner = Context(PLATFORM, "column:a.b.c"), uuid.uuid4()
+    real_activate, real_new, real_make = roots._activate, keks._new, deks._make
+
+    def activate(actor: object, name: str) -> RootKey:
+        monkeypatch.setattr(roots, "_activate", real_activate)
+        elsewhere(lambda: roots.rotate_root(SYSTEM))
+        return real_activate(actor, name)
+
+    def new(*arguments: object) -> KeyEncryptionKey:
+        monkeypatch.setattr(keks, "_new", real_new)
+        elsewhere(lambda: keks.ensure_kek(owner))
+        return real_new(*arguments)  # type: ignore[arg-type]  # passed on as they came
+
+    def make(context: Context, *, shared: bool) -> deks.Opened:
+        monkeypatch.setattr(deks, "_make", real_make)
+        elsewhere(lambda: deks.shared_data_key(column))
+        return real_make(context, shared=shared)
+
+    monkeypatch.setattr(roots, "_activate", activate)
+    assert roots.ensure_root() == RootKey.objects.get(state="active")
+    monkeypatch.setattr(keks, "_new", new)
+    assert keks.ensure_kek(owner) == KeyEncryptionKey.objects.get(owner=owner)
+    monkeypatch.setattr(deks, "_make", make)
+    assert deks.shared_data_key(column).id == DataKey.objects.get().pk
+    assert str(DataKey.objects.get()) == f"data key {DataKey.objects.get().pk} (column:a.b.c)"
+
+
 @pytest.mark.django_db(transaction=True)
 def test_two_that_rotate_by_hand_make_two_versions() -> None:
     keks.ensure_kek(OWNER)

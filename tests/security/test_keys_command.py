@@ -21,13 +21,16 @@ from pytest_django import Settings
 from accounts.models import User
 from audit.services import SYSTEM
 from config.schedule import EVERY
+from notifications.models import Mail
 from security import metrics, tasks
 from security.errors import SecurityError
+from security.fields import Sealed
 from security.keyring import deks, erasure, keks, report, roots
 from security.keyring.deks import Context
 from security.keyring.seams import seams
 from security.models import PLATFORM, DataKey, Erasure, KeyEncryptionKey, Rewrap, RootKey
 from tests.cast import make_user
+from tests.security.old import seal_old
 from tests.security.softhsm import Hsm
 
 pytestmark = pytest.mark.django_db
@@ -103,7 +106,7 @@ def test_rotate_and_rewrap(own_file: Path) -> None:
     assert "Another worker has it" in keys("rewrap")
 
 
-@pytest.mark.parametrize(("owner", "reason"), [("nobody", "neither"), (str(uuid.uuid4()), "no key of")])
+@pytest.mark.parametrize(("owner", "reason"), [("nobody", "neither"), (str(uuid.UUID(int=5)), "no key of")])
 def test_rotate_somebody_unknown(own_file: Path, owner: str, reason: str) -> None:
     with pytest.raises(CommandError, match=reason):
         keys("rotate", "--owner", owner)
@@ -127,6 +130,16 @@ def test_move_to_hsm(own_file: Path, hsm: Hsm, settings: Settings, monkeypatch: 
     assert deks.open_data_key(identity, CONTEXT).value == key.value
     hsm.take_away()
     assert "does not answer" in keys("report")
+
+
+def test_reseal(own_file: Path) -> None:
+    mail = Mail.objects.create(recipient="a@example.org", subject="", text="one")
+    broken = Mail.objects.create(recipient="b@example.org", subject="", text="two")
+    Mail.objects.filter(pk=mail.pk).update(text=Sealed(seal_old(b"one", "notifications.mail.text")))
+    Mail.objects.filter(pk=broken.pk).update(text=Sealed(b"\x01broken"))
+    text = keys("reseal")
+    assert "Sealed 1 values anew" in text
+    assert f"NOT OPENED: A sealed value of notifications.mail.text of row {broken.pk}" in text
 
 
 def test_an_interrupted_root_rotation_goes_on(own_file: Path) -> None:

@@ -19,7 +19,10 @@ from accounts.services import make_staff_link, staff_link_needed
 from config.env import ROOT
 from config.schedule import HEARTBEAT
 from provisioning.models import Heartbeat, Region
-from security.sources.keyfile import ensure_root_key
+from security import reseal
+from security.errors import SecurityError
+from security.keyring import keks
+from security.models import PLATFORM
 from tenants.seeds import seed_plans
 
 # Any number that nobody else locks: two that start at once migrate one after the other.
@@ -33,6 +36,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:  # noqa: ARG002 (Django's signature)
         try:
             self._step("Database is up to date", self._migrate)
+            self._step("Keys", self._keys)
             self._step("Plans and region", self._seed)
             self._step("Static files", self._collect)
             self._link()
@@ -52,7 +56,6 @@ class Command(BaseCommand):
         self._say(step=title, seconds=round(time.monotonic() - began, 2))
 
     def _migrate(self) -> None:
-        ensure_root_key(Path(settings.HEARTH["HEARTH_KEY_FILE"]))
         redis.Redis.from_url(settings.REDIS_URL, socket_timeout=5, socket_connect_timeout=5).ping()
         with connection.cursor() as cursor:
             cursor.execute("select pg_advisory_lock(%s)", [MIGRATION_LOCK])
@@ -60,6 +63,13 @@ class Command(BaseCommand):
                 call_command("migrate", interactive=False, verbosity=0)
             finally:
                 cursor.execute("select pg_advisory_unlock(%s)", [MIGRATION_LOCK])
+
+    def _keys(self) -> None:
+        try:
+            keks.ensure_kek(PLATFORM)
+            reseal.reseal()
+        except SecurityError as error:
+            raise CommandError(f"{error} Nothing else was started.") from error
 
     def _seed(self) -> None:
         seed_plans()

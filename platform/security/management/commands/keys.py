@@ -14,6 +14,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.core.serializers.json import DjangoJSONEncoder
 
 from audit.services import SYSTEM
+from security import reseal
 from security.errors import SecurityError
 from security.keyring import bundle, keks, report, rewrap, roots
 from security.models import PLATFORM, KeyEncryptionKey, Rewrap, RootKey
@@ -32,6 +33,7 @@ class Command(BaseCommand):
         turn.add_argument("--owner", help="an organisation's id, or `platform`; without it: everybody")
         turn.add_argument("--compromised", action="store_true", help="the key may be known to others")
         verbs.add_parser("rewrap", help="move data keys to active versions now")
+        verbs.add_parser("reseal", help="bring sealed values to the present form, and off compromised keys")
         verbs.add_parser("rotate-root", help="a new root key in the same key source")
         verbs.add_parser("move-to-hsm", help="a new root key in the HSM; nothing stops meanwhile")
         write = verbs.add_parser("bundle", help="write the encrypted key bundle of a place to a new file")
@@ -83,6 +85,12 @@ class Command(BaseCommand):
         self.stdout.write(f"Looked at {moved} data keys. No data was read.")
         for run in Rewrap.objects.filter(finished__isnull=True):
             self.stdout.write(f"Not done: {report.name(run.owner)}. {run.error or 'Another worker has it.'}")
+
+    def _reseal(self, options: dict[str, Any]) -> None:  # noqa: ARG002 (all verbs are called alike)
+        done, faults = reseal.reseal()
+        self.stdout.write(f"Sealed {done} values anew.")
+        for fault in faults:
+            self.stdout.write(f"NOT OPENED: {fault}")
 
     def _rotate_root(self, options: dict[str, Any]) -> None:  # noqa: ARG002 (all verbs are called alike)
         self._new_root(None)
