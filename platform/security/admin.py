@@ -32,7 +32,7 @@ class KeyEncryptionKeyAdmin(ReadOnlyAdmin):
     search_fields = ("owner",)
     exclude = ("wrapped",)
     list_select_related = ("root",)
-    ordering = ("-state", "rotate_after")
+    ordering = ("state", "rotate_after")
 
     @admin.display(description="owner")
     def owner_name(self, row: KeyEncryptionKey) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from django.core import checks
 from django.db import models
 from django.db.models.query_utils import DeferredAttribute
+from django.views.decorators.debug import sensitive_variables
 
 from security.models import PLATFORM
 from security.sealing import Place, seal_at, unseal_at
@@ -82,6 +83,7 @@ class SealedTextField(models.BinaryField):  # type: ignore[type-arg]
         """Return the text of a sealed value of this row, or raise `UnsealError`. Empty bytes are a wiped value."""
         return unseal_at(bytes(sealed), self.place(instance)).decode() if sealed else ""
 
+    @sensitive_variables()
     def pre_save(self, model_instance: models.Model, add: bool) -> Any:  # noqa: ARG002 (Django's signature)
         value = model_instance.__dict__.get(self.attname)
         if value is None or isinstance(value, Sealed):

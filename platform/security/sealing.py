@@ -16,6 +16,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from django.conf import settings
+from django.views.decorators.debug import sensitive_variables
 
 from security import xchacha
 from security.binding import bind
@@ -47,6 +48,7 @@ class Place:
         return f"{self.purpose} of row {'/'.join(self.row)}"
 
 
+@sensitive_variables()
 def seal(plaintext: bytes, purpose: str) -> bytes:
     """Encrypt `plaintext` for `purpose`, a stable name such as `accounts.totp`, where there is no row to bind it to."""
     return _seal(plaintext, _purpose_context(purpose), bind("hearth sealed purpose v2", purpose))
@@ -59,6 +61,7 @@ def unseal(sealed: bytes, purpose: str) -> bytes:
     return _unseal(sealed, _purpose_context(purpose), bind("hearth sealed purpose v2", purpose), purpose)
 
 
+@sensitive_variables()
 def seal_at(plaintext: bytes, place: Place) -> bytes:
     """Encrypt `plaintext` for one column of one row."""
     return _seal(plaintext, _column_context(place), _binding(place))
@@ -71,6 +74,7 @@ def unseal_at(sealed: bytes, place: Place) -> bytes:
     return _unseal(sealed, _column_context(place), _binding(place), str(place))
 
 
+@sensitive_variables()
 def _seal(plaintext: bytes, context: deks.Context, aad: bytes) -> bytes:
     identity, key = deks.shared_data_key(context)
     with key:
@@ -90,12 +94,12 @@ def _unseal(sealed: bytes, context: deks.Context, aad: bytes, name: str) -> byte
 
 
 def _unseal_old(sealed: bytes, purpose: str, name: str) -> bytes:
-    root = read_root(Path(settings.HEARTH["HEARTH_KEY_FILE"]))
     nonce, box = sealed[1 : 1 + OLD_NONCE], sealed[1 + OLD_NONCE :]
     if len(box) < xchacha.TAG:
         raise UnsealError(f"A sealed value of {name} has an unknown form.")
     try:
-        return AESGCM(derive(root, purpose.encode())).decrypt(nonce, box, purpose.encode())
+        with derive(read_root(Path(settings.HEARTH["HEARTH_KEY_FILE"])), purpose.encode()) as key:
+            return AESGCM(key.value).decrypt(nonce, box, purpose.encode())
     except InvalidTag:
         raise UnsealError(f"A sealed value of {name} can't be opened with this root key.") from None
 

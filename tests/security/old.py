@@ -15,4 +15,4 @@ def seal_old(plaintext: bytes, purpose: str) -> bytes:
     """Return what version 1 wrote: its byte, a 12-byte nonce, AES-256-GCM under a key from the key file."""
     nonce = os.urandom(12)
     key = derive(read_root(Path(settings.HEARTH["HEARTH_KEY_FILE"])), purpose.encode())
-    return b"\x01" + nonce + AESGCM(key).encrypt(nonce, plaintext, purpose.encode())
+    return b"\x01" + nonce + AESGCM(key.value).encrypt(nonce, plaintext, purpose.encode())

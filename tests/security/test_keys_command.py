@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
 from django.db import DatabaseError, connection
 from django.test import Client
@@ -20,6 +21,7 @@ from pytest_django import Settings
 
 from accounts.models import User
 from audit.services import SYSTEM
+from config.env import read
 from config.schedule import EVERY
 from notifications.models import Mail
 from security import metrics, tasks
@@ -130,6 +132,22 @@ def test_move_to_hsm(own_file: Path, hsm: Hsm, settings: Settings, monkeypatch: 
     assert deks.open_data_key(identity, CONTEXT).value == key.value
     hsm.take_away()
     assert "does not answer" in keys("report")
+
+
+def test_destroy(own_file: Path) -> None:
+    deks.new_data_key(CONTEXT)
+    keys("rotate")
+    with pytest.raises(CommandError, match="still wraps 1 data keys"):
+        keys("destroy", str(OWNER), "1")
+    keys("rewrap")
+    assert "Destroyed version 1" in keys("destroy", str(OWNER), "1")
+    with pytest.raises(CommandError, match="no version 7"):
+        keys("destroy", str(OWNER), "7")
+
+
+def test_no_setting_rotates_later_than_after_90_days() -> None:
+    with pytest.raises(ImproperlyConfigured, match="between 1 and 90"):
+        read({"HEARTH_KEY_ROTATION_DAYS": "91"})
 
 
 def test_reseal(own_file: Path) -> None:

@@ -16,15 +16,17 @@ from pathlib import Path
 import pytest
 from django.db import connection
 from django.utils import timezone
+from pytest_django import Settings
 
 from audit.models import AuditEvent
 from audit.services import SYSTEM
-from security.errors import HsmError, LeaseLost
-from security.keyring import deks, keks, rewrap, roots
+from security.errors import LeaseLost
+from security.keyring import deks, keks, rewrap
 from security.keyring.deks import Context
 from security.keyring.seams import seams
 from security.models import DataKey, KeyEncryptionKey, Rewrap
 from security.secret import Key
+from tests.security.softhsm import Hsm
 
 State = KeyEncryptionKey.State
 ROOT = Path(__file__).resolve().parents[2]
@@ -185,20 +187,24 @@ def test_a_damaged_row_is_named_and_stops_nobody() -> None:
 
 
 @pytest.mark.django_db
-def test_a_root_that_is_away_stops_only_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_hsm_that_is_away_stops_it_and_nothing_is_half_done(hsm: Hsm, settings: Settings) -> None:
+    settings.HEARTH = {**settings.HEARTH, **hsm.settings(), "HEARTH_KEY_SOURCE": "hsm"}
     owner = uuid.uuid4()
-    keys = fill(owner, 3)
-    keks.cache.clear()
+    keys = fill(owner, 6)
 
-    def away(kek: KeyEncryptionKey) -> Key:
-        raise HsmError("The HSM does not answer.")
+    def leave(row: Rewrap) -> None:
+        if row.done == 2 and hsm.tokens.exists():
+            hsm.take_away()
+            keks.cache.clear()
 
-    with monkeypatch.context() as patch:
-        patch.setattr(roots, "unwrap", away)
-        assert rewrap.drive(per_second=FAST) == 0
+    assert rewrap.drive(per_second=FAST, size=2, progress=leave) == 2
     run = Rewrap.objects.get()
-    assert (run.error, run.lease) == ("The HSM does not answer.", None)
-    assert rewrap.drive(per_second=FAST) == 3
+    assert "does not answer" in run.error
+    assert (run.lease, run.done, run.finished) == (None, 2, None)
+    assert DataKey.objects.filter(kek__version=2).count() == 2
+    hsm.bring_back()
+    assert rewrap.drive(per_second=FAST) == 4
+    assert states(owner) == ["retired", "active"]
     assert read(owner, keys)
 
 

@@ -182,6 +182,10 @@ def test_a_pin_file_that_others_read_or_that_is_missing(hsm: Hsm, tmp_path: Path
     (tmp_path / "pin").chmod(0o604)
     with pytest.raises(HsmError, match="chmod o="):
         source.roots()
+    (tmp_path / "pin").chmod(0o600)
+    (tmp_path / "pin").write_bytes(b"\xff1234")
+    with pytest.raises(HsmError, match="not text"):
+        source.roots()
 
 
 def test_no_library_at_all(hsm: Hsm, tmp_path: Path) -> None:

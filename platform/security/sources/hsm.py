@@ -126,14 +126,14 @@ class HsmSource:
 
     def _connect(self) -> Any:
         self._session = None
-        pin = self._pin()
         library = pkcs11.lib(str(self._module))
         # What an ended connection left behind, in this process or in the one it was forked from, is let go.
         with contextlib.suppress(PKCS11Error):
             library.finalize()
         library.initialize()
         try:
-            self._session = self._find_token(library).open(rw=True, user_pin=pin)
+            # No variable holds the PIN: a page that shows a traceback's variables has nothing to show.
+            self._session = self._find_token(library).open(rw=True, user_pin=self._pin())
         except (PinIncorrect, PinInvalid, PinLenRange, PinLocked) as error:
             self._refused = self._stamp()
             raise HsmError(self._refusal(_reason(error))) from None
@@ -156,7 +156,11 @@ class HsmSource:
             # A token locks itself after a few wrong PINs, so the same one is never tried twice.
             if self._refused == self._stamp():
                 raise HsmError(self._refusal("the PIN was refused before and the file has not changed since"))
-            return self._pin_file.read_text(encoding="utf-8").strip()
+            return self._pin_file.read_text(encoding="ascii").strip()
+        except UnicodeDecodeError:
+            raise HsmError(
+                f"The PIN file {self._pin_file} holds no PIN: it is not text. Nothing was written."
+            ) from None
         except OSError as error:
             raise HsmError(
                 f"The PIN file {self._pin_file} can't be read: {error.strerror}. Nothing was written. Put it back."

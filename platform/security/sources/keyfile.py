@@ -45,12 +45,13 @@ class KeyFileSource:
         return name(read_root(path))
 
     def wrap(self, root: str, key: Key, aad: bytes) -> bytes:
-        return xchacha.seal_box(self._wrapping(root), key.value, aad)
+        with self._wrapping(root) as wrapping:
+            return xchacha.seal_box(wrapping.value, key.value, aad)
 
     def unwrap(self, root: str, wrapped: bytes, aad: bytes) -> Key:
-        wrapping = self._wrapping(root)
         try:
-            return Key(xchacha.open_box(wrapping, wrapped, aad))
+            with self._wrapping(root) as wrapping:
+                return Key(xchacha.open_box(wrapping.value, wrapped, aad))
         except xchacha.InvalidTag:
             raise WrongKey(
                 f"A key wrapped by the root key {root} was changed or belongs elsewhere. Nothing was written. "
@@ -74,7 +75,7 @@ class KeyFileSource:
         beside = sorted(self.path.parent.glob(f"{self.path.stem}-*{self.path.suffix}"))
         return {name(read_root(path)): path for path in (self.path, *beside) if path.exists()}
 
-    def _wrapping(self, root: str) -> bytes:
+    def _wrapping(self, root: str) -> Key:
         return derive(read_root(self.file_of(root)), WRAPPING)
 
 
@@ -83,9 +84,9 @@ def name(root: bytes) -> str:
     return f"{KeyFileSource.kind}:{hashlib.sha256(NAMING + root).hexdigest()[:16]}"
 
 
-def derive(root: bytes, purpose: bytes) -> bytes:
+def derive(root: bytes, purpose: bytes) -> Key:
     """Return the key for one purpose of a root key."""
-    return HKDF(algorithm=SHA256(), length=KEY, salt=None, info=purpose).derive(root)
+    return Key(HKDF(algorithm=SHA256(), length=KEY, salt=None, info=purpose).derive(root))
 
 
 def ensure_root_key(path: Path) -> None:
@@ -114,6 +115,7 @@ def read_root(path: Path) -> bytes:
         raise KeyFileError(f"The root key {path} can't be read: {error.strerror}. Restore it from a backup.") from None
     if stat.S_IMODE(mode) & 0o077:
         raise KeyFileError(f"The root key {path} can be read by others. Run: chmod 600 {path}")
-    if len(root) != KEY:
-        raise KeyFileError(f"The root key {path} is {len(root)} bytes long, not {KEY}. Restore it from your backup.")
+    if (length := len(root)) != KEY:
+        del root  # a page that shows a traceback's variables has nothing to show
+        raise KeyFileError(f"The root key {path} is {length} bytes long, not {KEY}. Restore it from your backup.")
     return root

@@ -34,6 +34,9 @@ class Command(BaseCommand):
         turn.add_argument("--compromised", action="store_true", help="the key may be known to others")
         verbs.add_parser("rewrap", help="move data keys to active versions now")
         verbs.add_parser("reseal", help="bring sealed values to the present form, and off compromised keys")
+        gone = verbs.add_parser("destroy", help="one old version, when nothing is wrapped by it")
+        gone.add_argument("owner", help="an organisation's id, or `platform`")
+        gone.add_argument("version", type=int)
         verbs.add_parser("rotate-root", help="a new root key in the same key source")
         verbs.add_parser("move-to-hsm", help="a new root key in the HSM; nothing stops meanwhile")
         write = verbs.add_parser("bundle", help="write the encrypted key bundle of a place to a new file")
@@ -85,6 +88,14 @@ class Command(BaseCommand):
         self.stdout.write(f"Looked at {moved} data keys. No data was read.")
         for run in Rewrap.objects.filter(finished__isnull=True):
             self.stdout.write(f"Not done: {report.name(run.owner)}. {run.error or 'Another worker has it.'}")
+
+    def _destroy(self, options: dict[str, Any]) -> None:
+        owner = _owner(options["owner"])
+        kek = KeyEncryptionKey.objects.filter(owner=owner, version=options["version"]).first()
+        if kek is None:
+            raise CommandError(f"There is no version {options['version']} of {owner}. Nothing was changed.")
+        keks.destroy(SYSTEM, kek)
+        self.stdout.write(f"Destroyed version {kek.version} of {report.name(owner)}. Nothing was wrapped by it.")
 
     def _reseal(self, options: dict[str, Any]) -> None:  # noqa: ARG002 (all verbs are called alike)
         done, faults = reseal.reseal()
