@@ -23,6 +23,7 @@ from security import reseal
 from security.errors import SecurityError
 from security.keyring import keks
 from security.models import PLATFORM
+from security.sources.keyfile import ensure_root_key
 from tenants.seeds import seed_plans
 
 # Any number that nobody else locks: two that start at once migrate one after the other.
@@ -56,6 +57,9 @@ class Command(BaseCommand):
         self._say(step=title, seconds=round(time.monotonic() - began, 2))
 
     def _migrate(self) -> None:
+        if settings.HEARTH["HEARTH_KEY_SOURCE"] == "file" and not settings.HEARTH["HEARTH_HSM_MODULE"]:
+            # Before anything is in the database: one without its key is taken for a loss at the next start.
+            ensure_root_key(Path(settings.HEARTH["HEARTH_KEY_FILE"]))
         redis.Redis.from_url(settings.REDIS_URL, socket_timeout=5, socket_connect_timeout=5).ping()
         with connection.cursor() as cursor:
             cursor.execute("select pg_advisory_lock(%s)", [MIGRATION_LOCK])
@@ -66,7 +70,8 @@ class Command(BaseCommand):
 
     def _keys(self) -> None:
         try:
-            keks.ensure_kek(PLATFORM)
+            # Opened too: without the root key nothing works, and the start is where to say so.
+            keks.open_kek(keks.ensure_kek(PLATFORM)).wipe()
             reseal.reseal()
         except SecurityError as error:
             raise CommandError(f"{error} Nothing else was started.") from error
