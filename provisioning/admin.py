@@ -6,14 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 from django.contrib import admin, messages
+from django.contrib.admin import EmptyFieldListFilter
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from unfold.admin import ModelAdmin, TabularInline
+from unfold.admin import ModelAdmin
 
-from observability.console import ReadOnlyAdmin
+from observability.console import ReadOnlyAdmin, ReadOnlyInline, column, megabytes, moment
 from provisioning import services
 from provisioning.models import Operation, OperationEvent, OperationStep, Region, Sample, ServerStatus
+from provisioning.selectors import OPERATION_TONES, TONES, badge, status_of
 from tenants.errors import Refused
+from tenants.models import Server
 
 
 @admin.register(Region)
@@ -29,40 +32,43 @@ class RegionAdmin(ModelAdmin):
     def has_delete_permission(self, *_: Any) -> bool:
         return False
 
-
-class LinesInline(TabularInline):
-    """Lines to read under their operation."""
-
-    extra = 0
-    can_delete = False
-
-    def has_add_permission(self, *_: Any) -> bool:
-        return False
-
-    def has_change_permission(self, *_: Any) -> bool:
-        return False
+    def save_model(self, request: HttpRequest, obj: Region, form: Any, change: bool) -> None:  # noqa: ARG002 (Django's)
+        services.change_region(request.user, region=obj, name=obj.name, is_open=obj.open)
 
 
-class StepInline(LinesInline):
+class StepInline(ReadOnlyInline):
     """The steps of an operation."""
 
     model = OperationStep
-    fields = ["position", "title", "state", "attempts", "started", "finished"]
+    fields = ["title", "state", "attempts", "began", "took"]
+    readonly_fields = fields
+
+    @column("started")
+    def began(self, step: OperationStep) -> str:
+        return moment(step.started)
+
+    @column("took")
+    def took(self, step: OperationStep) -> str:
+        return "" if step.seconds is None else f"{step.seconds:.1f} s"
 
 
-class EventInline(LinesInline):
+class EventInline(ReadOnlyInline):
     """The log of an operation."""
 
     model = OperationEvent
-    fields = ["at", "step", "level", "message"]
+    fields = ["when", "step", "level", "message"]
     readonly_fields = fields
+
+    @column("at")
+    def when(self, event: OperationEvent) -> str:
+        return moment(event.at)
 
 
 @admin.register(Operation)
 class OperationAdmin(ReadOnlyAdmin):
     """Operations, with the same retry and cancel that owners have."""
 
-    list_display = ["kind", "server", "state", "error_code", "attempts", "created", "finished"]
+    list_display = ["kind", "server", "how_it_is", "error_code", "attempts", "created", "finished"]
     list_filter = ["state", "kind", "error_code"]
     search_fields = ["server__server_name", "id"]
     list_select_related = ["server"]
@@ -70,12 +76,16 @@ class OperationAdmin(ReadOnlyAdmin):
     inlines = [StepInline, EventInline]
     actions = ["retry", "cancel"]
 
-    @admin.action(description="Try again", permissions=["view"])
+    @column("state", order="state", tones=OPERATION_TONES)
+    def how_it_is(self, operation: Operation) -> tuple[str, str]:
+        return operation.state, operation.get_state_display()
+
+    @admin.action(description="Try again", permissions=["act"])
     def retry(self, request: HttpRequest, queryset: QuerySet[Operation]) -> None:
         """Try the chosen operations again, each by itself."""
         self._each(request, queryset, services.retry_operation)
 
-    @admin.action(description="Cancel", permissions=["view"])
+    @admin.action(description="Cancel", permissions=["act"])
     def cancel(self, request: HttpRequest, queryset: QuerySet[Operation]) -> None:
         """Cancel the chosen operations where that is still safe."""
         self._each(request, queryset, services.cancel_operation)
@@ -94,16 +104,59 @@ class OperationAdmin(ReadOnlyAdmin):
 class ServerStatusAdmin(ReadOnlyAdmin):
     """How each server was last seen."""
 
-    list_display = ["server", "phase", "reason", "version", "crashes", "last_seen"]
+    list_display = ["server", "how_it_is", "reason", "version", "crashes", "last_seen"]
     list_filter = ["phase", "reason", "version"]
     search_fields = ["server__server_name"]
     list_select_related = ["server"]
+
+    @column("status", order="phase", tones=TONES)
+    def how_it_is(self, status: ServerStatus) -> tuple[str, str]:
+        return status.phase, badge(status).label
 
 
 @admin.register(Sample)
 class SampleAdmin(ReadOnlyAdmin):
     """What servers used."""
 
-    list_display = ["server", "at", "memory_bytes", "disk_bytes", "media_bytes", "users"]
+    list_display = ["server", "at", "memory", "disk", "files", "users"]
     search_fields = ["server__server_name"]
     list_select_related = ["server"]
+    date_hierarchy = "at"
+
+    @column("memory", order="memory_bytes")
+    def memory(self, sample: Sample) -> str:
+        return megabytes(sample.memory_bytes)
+
+    @column("disk", order="disk_bytes")
+    def disk(self, sample: Sample) -> str:
+        return megabytes(sample.disk_bytes)
+
+    @column("media", order="media_bytes")
+    def files(self, sample: Sample) -> str:
+        return megabytes(sample.media_bytes)
+
+
+class OperationInline(ReadOnlyInline):
+    """What was done with a server."""
+
+    tab = True
+    model = Operation
+    fields = ["kind", "state", "error_code", "created", "finished"]
+    readonly_fields = fields
+    show_change_link = True
+
+
+@admin.register(Server)
+class ServerAdmin(ReadOnlyAdmin):
+    """Servers as they are wanted, with their status: only this layer knows both."""
+
+    list_display = ("server_name", "organisation", "how_it_is", "region", "version", "desired", "created")
+    list_filter = ("status__phase", "desired", "region", "version", ("deleted", EmptyFieldListFilter))
+    list_select_related = ("organisation", "status")
+    search_fields = ("server_name", "name", "id", "organisation__name", "organisation__slug")
+    inlines = (OperationInline,)
+
+    @column("status", order="status__phase", tones=TONES)
+    def how_it_is(self, server: Server) -> tuple[str, str]:
+        status = status_of(server)
+        return status.phase, badge(status).label

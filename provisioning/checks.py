@@ -8,9 +8,11 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from provisioning.matrix import SERVICE, TIMEOUT, Homeserver, MatrixError
+from provisioning.matrix import SERVICE, TIMEOUT, Homeserver, MatrixError, bounded
 from provisioning.providers.base import ProviderError
 from provisioning.providers.local.keys import verify_key
+
+METRICS_LARGEST = 16 * 1024 * 1024
 
 
 class CheckFailed(ProviderError):
@@ -56,7 +58,7 @@ def check_login(homeserver: Homeserver, secret: str) -> str:
     """Sign in with the service account and read the version, which only a server admin may: one check for both."""
     with homeserver.signed_in(SERVICE, secret) as token:
         said = homeserver.request("GET", "/_synapse/admin/v1/server_version", token=token)
-    return str(said.get("server_version", "")).split(" ")[0]
+    return str(said.get("server_version", "")).split(" ")[0][:20]
 
 
 def check_delegation(server_name: str, delegated_to: str) -> None:
@@ -77,12 +79,23 @@ def count_users(metrics_url: str) -> int | None:
     if not urlsplit(metrics_url).scheme.startswith("http"):
         return None
     try:
-        with httpx.Client(timeout=TIMEOUT, trust_env=False, verify=metrics_url.startswith("https")) as client:
-            page = client.get(metrics_url).raise_for_status().text
+        with (
+            httpx.Client(timeout=TIMEOUT, trust_env=False, verify=metrics_url.startswith("https")) as client,
+            client.stream("GET", metrics_url) as response,
+        ):
+            page = bounded(response.raise_for_status(), METRICS_LARGEST).decode(errors="replace")
     except httpx.HTTPError as error:
         raise MatrixError(f"The metrics did not answer ({type(error).__name__}).") from None
     for line in page.splitlines():
         name, _, value = line.partition(" ")
         if name.partition("{")[0] == "synapse_admin_mau_current":
-            return int(float(value))
+            return _count(value)
     return None
+
+
+def _count(text: str) -> int | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return int(number) if 0 <= number < 2**31 else None

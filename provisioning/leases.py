@@ -27,6 +27,8 @@ from provisioning.models import Operation, OperationEvent
 LEASE, RENEW_EVERY = timedelta(seconds=10), 3.0
 STEP_LIMIT = 30 * 60.0
 """Seconds after which a step that never ends loses its lease, so that another worker tries it."""
+FURTHEST = timedelta(minutes=2)
+"""Further ahead than any lease or back-off goes."""
 LINE_LIMIT = 2000
 log = structlog.get_logger()
 
@@ -41,9 +43,13 @@ def from_now(delay: timedelta) -> Combinable:
 
 
 def due() -> Q:
-    """Match operations that a worker may take now: a partial index holds the open ones by `run_after`."""
-    free = Q(lease_until__isnull=True) | Q(lease_until__lt=Now())
-    return Q(state__in=Operation.OPEN, run_after__lte=Now()) & free
+    """Match operations that a worker may take now: a partial index holds the open ones by `run_after`.
+
+    A moment further ahead than anybody sets one was written before the clock was put back; it binds nobody.
+    """
+    free = Q(lease_until__isnull=True) | Q(lease_until__lt=Now()) | Q(lease_until__gt=from_now(FURTHEST))
+    late = Q(run_after__lte=Now()) | Q(run_after__gt=from_now(FURTHEST))
+    return Q(state__in=Operation.OPEN) & late & free
 
 
 def claim(operation_id: uuid.UUID) -> Lease | None:

@@ -22,6 +22,8 @@ from provisioning.providers.base import ProviderError
 SERVICE, ADMIN = "hearth-service", "admin"
 TIMEOUT = httpx.Timeout(10.0, connect=3.0)
 TOKEN_SECONDS = 60
+LARGEST, LONGEST = 1024 * 1024, 30.0
+"""Bytes and seconds of one answer. A homeserver belongs to a customer: it may not keep Hearth from the others."""
 
 
 class MatrixError(ProviderError):
@@ -50,8 +52,8 @@ class Homeserver:
         """Return the answer's JSON object, or raise `MatrixError` with a sentence that has no secret in it."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
-            response = self._client.request(method, path, headers=headers, json=body)
-            answer = response.json()
+            with self._client.stream(method, path, headers=headers, json=body) as response:
+                answer = json.loads(bounded(response))
         except httpx.HTTPError as error:
             raise MatrixError(
                 f"The homeserver did not answer {path} ({type(error).__name__}).", code="HomeserverUnreachable"
@@ -106,6 +108,16 @@ class Homeserver:
         """Create or change the account `@name:server_name` as a server admin."""
         user = quote(f"@{name}:{self.server_name}")
         self.request("PUT", f"/_synapse/admin/v2/users/{user}", token=token, body=fields)
+
+
+def bounded(response: httpx.Response, largest: int = LARGEST) -> bytes:
+    """Read an answer to its end, or raise `httpx.ReadError` when it has none in sight."""
+    body, end = b"", time.monotonic() + LONGEST
+    for chunk in response.iter_bytes():
+        body += chunk
+        if len(body) > largest or time.monotonic() > end:
+            raise httpx.ReadError("It answers without end.")
+    return body
 
 
 def json_web_token(subject: str, secret: str) -> str:

@@ -6,6 +6,7 @@ import uuid
 
 from django.db import models
 from django.db.models import Q
+from django.utils import timezone
 
 from security.fields import SealedTextField
 from tenants.models import Server
@@ -117,6 +118,13 @@ class OperationStep(models.Model):
         ordering = ["position"]
         constraints = [models.UniqueConstraint(fields=["operation", "position"], name="step_position_once")]
 
+    @property
+    def seconds(self) -> float | None:
+        """How long its last try took, or takes so far; None before its first."""
+        if self.started is None or self.state in (self.State.WAITING, self.State.SKIPPED):
+            return None
+        return max(0.0, ((self.finished or timezone.now()) - self.started).total_seconds())
+
 
 class OperationEvent(models.Model):
     """One line of an operation's live log."""
@@ -159,9 +167,7 @@ class ServerStatus(models.Model):
     homeserver_url = models.CharField(max_length=255, blank=True)
     version = models.CharField(max_length=20, blank=True, help_text="The Synapse version that runs.")
     signing_key_id = models.CharField(max_length=60, blank=True)
-    isolation = models.CharField(
-        max_length=255, blank=True, help_text="Empty when neighbours are isolated, else why not."
-    )
+    isolation = models.TextField(blank=True, help_text="Empty when neighbours are isolated, else why not.")
     crashes = models.PositiveIntegerField(default=0, help_text="Ends of a process that nobody asked for.")
     process_started = models.DateTimeField(null=True)
     ready_since = models.DateTimeField(null=True)
@@ -177,6 +183,7 @@ class ServerStatus(models.Model):
     )
 
     class Meta:
+        verbose_name_plural = "server statuses"
         # The sweep compares generations; with this it never reads the table itself.
         indexes = [models.Index(fields=["server"], include=["observed_generation"], name="status_generation")]
 
@@ -215,6 +222,9 @@ class Sample(models.Model):
     class Meta:
         ordering = ["-at"]
         indexes = [models.Index(fields=["server", "-at"], name="sample_by_server")]
+
+    def __str__(self) -> str:
+        return f"{self.server}, {self.at:%Y-%m-%d %H:%M}"
 
 
 class Heartbeat(models.Model):

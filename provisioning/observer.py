@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
-from django.db import connection
+from django.db import DataError, connection
 from django.utils import timezone
 
 from provisioning import checks, samples
@@ -64,7 +64,10 @@ def observe_region(region: Region) -> int:
     changed = 0
     for status in statuses:
         look = Look(operations.get(status.pk), seen.get(str(status.pk)), unreachable, found.get(status.pk, {}), now)
-        changed += _update(status, look)
+        try:
+            changed += _update(status, look)
+        except DataError:
+            log.exception("status_not_written", server=str(status.pk))
     known = {str(status.pk): found.get(status.pk, {}).get("users", status.users) for status in statuses}
     samples.take([item for item in seen.values() if item.server_id in known], known, now)
     return changed
@@ -94,7 +97,9 @@ def _to_check(
     operation = operations.get(status.pk)
     if operation is not None and operation.state in Operation.OPEN:
         return False  # the operation checks by itself
-    return not _checked(status, seen) or status.next_check is None or status.next_check <= now
+    # One further ahead than any is set was written before the clock was put back.
+    due = status.next_check is None or not now < status.next_check <= now + CHECK_EVERY
+    return due or not _checked(status, seen)
 
 
 def _checked(status: ServerStatus, seen: Observation | None) -> bool:
@@ -133,6 +138,11 @@ def _check(status: ServerStatus, seen: Observation, secrets: Mapping[str, str]) 
     except KeyError:
         message = "Hearth misses a secret of this server, so it can't check it. The data is untouched; ask support."
         fields |= {"check_reason": "SecretMissing", "check_message": message}
+    except Exception:
+        # What a customer's homeserver says must never keep Hearth from looking at the others.
+        log.exception("check_failed", server=str(status.pk))
+        message = "The server runs, but what it answers makes no sense. Its data is untouched; ask support."
+        fields |= {"check_reason": "AnswerNotUnderstood", "check_message": message}
     return fields
 
 
@@ -171,7 +181,7 @@ def _update(status: ServerStatus, look: Look) -> bool:
             check_message=status.check_message,
         )
     )
-    fresh = seen is None or (status.last_seen is not None and now - status.last_seen < SEEN_EVERY)
+    fresh = seen is None or (status.last_seen is not None and abs(now - status.last_seen) < SEEN_EVERY)
     if not facts and fresh and verdict == (status.phase, status.reason, status.message):
         return False
     if seen is not None:

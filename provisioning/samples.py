@@ -18,7 +18,7 @@ def take(seen: Iterable[Observation], users: Mapping[str, int | None], now: date
     """Write a sample for each server that has none from the last minute; return how many."""
     existing = [item for item in seen if item.exists]
     recent = set(
-        Sample.objects.filter(server__in=[item.server_id for item in existing], at__gt=now - EVERY)
+        Sample.objects.filter(server__in=[item.server_id for item in existing], at__gt=now - EVERY, at__lte=now)
         .values_list("server", flat=True)
         .distinct()
     )

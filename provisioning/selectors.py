@@ -21,6 +21,7 @@ from tenants.models import Organisation, Server
 
 Phase, State = ServerStatus.Phase, Operation.State
 PAGE, HISTORY, LINES, LOG_LINES = 20, 10, 200, 5000
+WATCH_S = 5
 TONES: dict[str, str] = {
     Phase.PENDING: "busy",
     Phase.PROGRESSING: "busy",
@@ -47,6 +48,11 @@ ADVICE = {
     "ProviderUnreachable": "There is nothing to do: Hearth keeps asking. If Hearth is yours, see that it still runs.",
     "SigningKeyMismatch": "Change nothing and ask support: the right key can be put back.",
     "ServerMissing": "Change nothing and ask support.",
+    "SynapseCrashed": "There is nothing to do at first: it comes back by itself. If it keeps ending, ask support.",
+    "NotAnswering": "There is nothing to do at first: it is started again by itself. If it lasts, ask support.",
+    "DatabaseDown": "There is nothing to do at first: it comes back by itself. If it lasts for minutes, ask support.",
+    "PortTaken": "End the other program, or ask support. The server starts by itself when the port is free.",
+    "DiskFull": "Make room on the machine, or ask support; then try again.",
     "InternalError": "Try again. If it fails again, tell support the number above.",
     "Cancelled": "Try again, or delete the server: then nothing of it is left.",
 }
@@ -74,6 +80,7 @@ class Row:
     server: Server
     badge: Badge
     busy: bool
+    region: str
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,13 @@ class ServerPage:
     password_waits: bool
     progress: Progress | None = None
     history: list[Operation] = field(default_factory=list)
+
+    @property
+    def poll(self) -> int:
+        """Seconds after which an open page asks again; 0 when nothing will change by itself."""
+        if self.busy:
+            return 1
+        return WATCH_S if self.status.phase == Phase.DEGRADED else 0
 
     @property
     def loopback(self) -> bool:
@@ -150,10 +164,12 @@ def servers(organisation: Organisation) -> QuerySet[Server]:
 def server_rows(organisation: Organisation, page: str | None) -> tuple[Page[Server], list[Row]]:
     """Return one page of the organisation's servers."""
     found = Paginator(servers(organisation), PAGE).get_page(page)
+    regions = dict(Region.objects.values_list("code", "name"))
     rows = []
     for server in found:
         status = status_of(server)
-        rows.append(Row(server=server, badge=badge(status), busy=is_busy(status)))
+        region = regions.get(server.region, server.region)
+        rows.append(Row(server=server, badge=badge(status), busy=is_busy(status), region=region))
     return found, rows
 
 

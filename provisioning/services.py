@@ -19,7 +19,7 @@ from audit.services import record
 from provisioning import secrets, wake
 from provisioning.fleet import may_federate
 from provisioning.leases import from_now
-from provisioning.models import Operation, OperationEvent, OperationStep, ServerSecret, ServerStatus
+from provisioning.models import Operation, OperationEvent, OperationStep, Region, ServerSecret, ServerStatus
 from provisioning.spec import decide, wanted
 from provisioning.status_writer import deciding_operation, publish
 from provisioning.steps import STEPS
@@ -162,6 +162,19 @@ def reveal_password(actor: Any, *, server: Server) -> str:
     value = str(secret.value)
     secret.delete()
     return value
+
+
+@transaction.atomic
+def change_region(actor: Any, *, region: Region, name: str, is_open: bool) -> Region:
+    """Rename a region, or close it to new servers (open it again). Its servers go on as they are."""
+    row = Region.objects.select_for_update().get(pk=region.pk)
+    before = {"name": row.name, "open": row.open}
+    row.name, row.open = name, is_open
+    after = {"name": row.name, "open": row.open}
+    if after != before:
+        row.save(update_fields=["name", "open"])
+        record(actor=actor, verb="region.change", object=row, before=before, after=after)
+    return row
 
 
 def end_cancelled(operation: Operation) -> None:

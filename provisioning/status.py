@@ -96,10 +96,13 @@ def _suspended(mode: str) -> Verdict:
 
 
 def _not_serving(now: Situation, seen: Observation) -> Verdict | None:
+    if not seen.running and not seen.reason and (trouble := _failed_change(now)):
+        # It was stopped for the change that then failed: nobody starts it again by itself.
+        return trouble[0], trouble[1], f"The server is stopped. {trouble[2]} Try again to bring it back."
     if not seen.running or seen.reason:
         reason = seen.reason or "NotRunning"
         phase = Phase.FAILED if reason == "SigningKeyMismatch" else Phase.DEGRADED
-        return phase, reason, seen.message or "The server is not running. Hearth tries to start it."
+        return phase, reason, seen.message or "The server is stopped. Restart it to bring it back."
     if now.check_reason:
         return Phase.DEGRADED, now.check_reason, now.check_message
     if not now.checked:

@@ -26,7 +26,7 @@ from tenants.models import Server
 @never_cache
 @member_area
 def organisation(request: HttpRequest, slug: str) -> HttpResponse:
-    """The organisation's servers with their status, and what they take of the plan."""
+    """The organisation's servers with their status, and what they take of the plan. It is also what its list polls."""
     access = get_organisation(request.user, slug)
     page, rows = selectors.server_rows(access.organisation, request.GET.get("page"))
     context = {
@@ -38,7 +38,8 @@ def organisation(request: HttpRequest, slug: str) -> HttpResponse:
         "plan": access.organisation.subscription.plan,
         "lines": selectors.plan_use(access.organisation),
     }
-    return render(request, "provisioning/organisation.html", context)
+    status = 200 if context["busy"] or not request.headers.get("HX-Request") else HTMX_STOP_POLLING
+    return render(request, "provisioning/organisation.html", context, status=status)
 
 
 @require_safe
@@ -57,7 +58,7 @@ def server_live(request: HttpRequest, slug: str, server_id: uuid.UUID) -> HttpRe
     """The part of the page that changes. The status 286 tells htmx that there is nothing more to wait for."""
     access, found = get_server(request.user, slug, server_id)
     context = _context(access, found)
-    status = 200 if context["page"].busy else HTMX_STOP_POLLING
+    status = 200 if context["page"].poll else HTMX_STOP_POLLING
     return render(request, "provisioning/live.html", context, status=status)
 
 

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from django.contrib import admin
+from django.contrib.admin import EmptyFieldListFilter
 from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest
-from unfold.admin import TabularInline
 
-from observability.console import ReadOnlyAdmin
+from observability.console import ReadOnlyAdmin, ReadOnlyInline
+from tenants import services
 from tenants.models import Domain, Membership, Organisation, Plan, Server, Subscription
 
 
-class ReadOnlyInline(TabularInline):
-    extra = 0
-    can_delete = False
-    tab = True
-
-    def has_add_permission(self, *_: Any) -> bool:
-        return False
-
-    def has_change_permission(self, *_: Any) -> bool:
-        return False
-
-
 class MembershipInline(ReadOnlyInline):
+    tab = True
     model = Membership
     fields = ("user", "role", "created")
     readonly_fields = fields
 
 
 class ServerInline(ReadOnlyInline):
+    tab = True
     model = Server
     fields = ("server_name", "region", "version", "desired", "created", "deleted")
     readonly_fields = fields
@@ -41,7 +30,10 @@ class ServerInline(ReadOnlyInline):
 @admin.register(Organisation)
 class OrganisationAdmin(ReadOnlyAdmin):
     list_display = ("name", "slug", "plan", "member_count", "server_count", "created")
+    list_filter = ("subscription__plan",)
     search_fields = ("name", "slug", "id", "memberships__user__email")
+    fields = ("name", "slug", "id", "plan", "created")
+    readonly_fields = fields
     list_select_related = ("subscription__plan",)
     inlines = (MembershipInline, ServerInline)
 
@@ -90,13 +82,15 @@ class SubscriptionAdmin(ReadOnlyAdmin):
 @admin.register(Domain)
 class DomainAdmin(ReadOnlyAdmin):
     list_display = ("name", "organisation", "proved", "last_checked", "last_error")
+    list_filter = (("proved", EmptyFieldListFilter),)
     list_select_related = ("organisation",)
     search_fields = ("name", "organisation__name", "organisation__slug")
+    # Without the token, which is the organisation's to show.
+    fields = ("id", "name", "organisation", "created", "proved", "last_checked", "last_error")
+    readonly_fields = fields
+    actions = ("revoke",)
 
-
-@admin.register(Server)
-class ServerAdmin(ReadOnlyAdmin):
-    list_display = ("server_name", "organisation", "region", "version", "desired", "generation", "created", "deleted")
-    list_filter = ("desired", "region", "version")
-    list_select_related = ("organisation",)
-    search_fields = ("server_name", "name", "id", "organisation__name", "organisation__slug")
+    @admin.action(description="Take the proof back: the domain has changed hands", permissions=["act"])
+    def revoke(self, request: HttpRequest, domains: QuerySet[Domain]) -> None:
+        count = sum(services.revoke_domain(actor=request.user, domain=domain) for domain in domains)
+        self.message_user(request, f"{count} proofs taken back. Servers on these domains federate no more.")

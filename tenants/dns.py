@@ -13,7 +13,7 @@ from tenants.models import Domain
 LABEL = "_hearth-challenge"
 PREFIX = "hearth-verify="
 TRY_S, TOTAL_S = 2.0, 5.0
-NOTHING_LOST = "Nothing was changed; check again as often as you like."
+NOTHING_LOST = "Nothing was changed; check again later."
 
 
 def record_name(domain: Domain) -> str:

@@ -56,6 +56,7 @@ class MemberForm(RefusableForm):
 
     email = forms.EmailField(
         label="E-mail address",
+        max_length=254,
         error_messages={"required": "Type the address of the person."},
         widget=forms.EmailInput(attrs={"autocomplete": "off"}),
     )
@@ -153,7 +154,8 @@ class SuspendForm(VerbForm):
 class UpgradeForm(VerbForm):
     """The version to go to."""
 
-    version = forms.CharField(label="Synapse version")
+    version = forms.CharField(label="Synapse version", error_messages={"required": "Choose a version."})
+    newer = False
     refused: list[tuple[str, str]] = []
 
     def __init__(self, *args: Any, versions: list[tuple[str, str]], **kwargs: Any) -> None:

@@ -39,7 +39,12 @@ class Limit:
     @property
     def text(self) -> str:
         """The limit with its unit, such as `16 GB`."""
-        return f"{self.limit} {self.unit}".strip()
+        return f"{self.limit:,} {self.unit}".strip()
+
+    @property
+    def used_text(self) -> str:
+        """What is used, without the unit."""
+        return f"{self.used:,}"
 
 
 LABELS = {
@@ -91,7 +96,7 @@ def check_room(plan: Plan, used: Usage) -> None:
     if short or used.users + 1 > plan.users:
         if used.users + 1 > plan.users:
             short.append("users")
-        names = ", ".join(LABELS[key][0].lower() for key in short)
+        names = ", ".join(_in_words(LABELS[key][0]) for key in short)
         raise Refused(
             f"The plan {plan.name} has too little left for another server ({names}). No server was made. Choose a "
             "larger plan."
@@ -112,7 +117,7 @@ def check_change(plan: Plan, used: Usage) -> None:
     """Refuse a plan that is smaller than what is in use."""
     over = [line for line in lines(plan, used) if line.used > line.limit]
     if over:
-        parts = ", ".join(f"{line.label.lower()} {line.used} of {line.text}" for line in over)
+        parts = ", ".join(f"{_in_words(line.label)} {line.used_text} of {line.text}" for line in over)
         raise Refused(
             f"The plan {plan.name} is smaller than what you use ({parts}). The plan was not changed and nothing was "
             "stopped. Delete servers first, or choose a larger plan."
@@ -122,3 +127,7 @@ def check_change(plan: Plan, used: Usage) -> None:
 def _shown(key: str, value: int) -> int:
     # Rounded up: 4.5 GB of memory in use must never look as if it fitted into 4.
     return -(-value // 1024) if key == "memory_mb" else value
+
+
+def _in_words(label: str) -> str:
+    return label[0].lower() + label[1:]

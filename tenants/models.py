@@ -117,7 +117,7 @@ class Domain(models.Model):
     created = models.DateTimeField(auto_now_add=True)
     proved = models.DateTimeField(null=True)
     last_checked = models.DateTimeField(null=True)
-    last_error = models.CharField(max_length=255, blank=True)
+    last_error = models.TextField(blank=True)
 
     class Meta:
         ordering = ["name"]

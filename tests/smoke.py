@@ -1,11 +1,12 @@
 """`make smoke`: the whole way of a new user against a fresh state, and what it takes. The last line is JSON.
 
-A server's start is measured three times, each beside the bare floor in the same run, and the medians are compared:
+A server's start is measured five times, each beside the bare floor in the same run, and the medians are compared:
 `ratio` = `server_ready_s` / `floor_s`. Environments are warm, as they are after the first start.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ from tests.bench.floor import bring_up, free_ports
 from tests.stack import ENVIRONMENTS, Stack, alive
 from tests.way import Person, talk
 
-ROUNDS = 3
+ROUNDS = 5
 OWN_PARTS = ("config.embedded", "uvicorn", "celery", "config.beat", "local.agent")
 
 
@@ -89,11 +90,11 @@ def own_memory(stack: Stack) -> dict[str, float]:
     """Return the resident megabytes of each process that runs Hearth's own code."""
     sizes: dict[str, float] = {}
     for process in stack.family():
-        command = " ".join(process.cmdline())
-        for part in OWN_PARTS:
-            if part in command and "python" in Path(process.exe()).name:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            command = " ".join(process.cmdline())
+            part = next((part for part in OWN_PARTS if part in command), "")
+            if part and "python" in Path(process.exe()).name:
                 sizes[part] = sizes.get(part, 0) + process.memory_info().rss / 1e6
-                break
     return sizes
 
 

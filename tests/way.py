@@ -83,9 +83,10 @@ class Person:
         return page.url.path
 
     def phase(self, server: str) -> str:
-        """Return the server's phase as its page shows it."""
-        found = re.search(r'data-phase="(\w+)"', self.get(server).text)
-        assert found is not None
+        """Return the server's phase as the live part of its page shows it."""
+        page = self.browser.get(f"{server}live/")
+        found = re.search(r'data-phase="(\w+)"', page.text)
+        assert found is not None, f"{page.url}: {page.status_code}\n{text(page.text)}"
         return found.group(1)
 
     def wait_for(self, server: str, phase: str = "ready", limit: float = 180) -> None:
@@ -98,7 +99,7 @@ class Person:
                 return
             if seen == "failed" and phase != "failed":
                 break
-            time.sleep(0.05)
+            time.sleep(0.1)
         raise AssertionError(f"The server is {seen}, not {phase}:\n{text(self.get(server).text)}")
 
     def connection(self, server: str) -> Connection:

@@ -9,24 +9,29 @@ from typing import Any
 
 import qrcode
 from allauth.account.adapter import DefaultAccountAdapter
+from allauth.core.internal import ratelimit
 from allauth.mfa.adapter import DefaultMFAAdapter
 from allauth.mfa.models import Authenticator
 from django.conf import settings
 from django.contrib.auth.models import AnonymousUser
 from django.db import transaction
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils import timezone
+from django.utils.http import url_has_allowed_host_and_scheme
 from qrcode.image.svg import SvgPathFillImage
 
-from accounts import trail
+from accounts import known, trail
 from accounts.factors import has_factor, session_is_verified
 from accounts.models import User
+from notifications.links import public_url
 from observability.middleware import client_address
 from security.sealing import seal, unseal
 
 FIRST_FACTOR_WITHIN = timedelta(minutes=15)
 TOTP_PURPOSE = "accounts.totp"
+# What allauth puts into its mails' texts.
+LINKS = ("activate_url", "password_reset_url", "signup_url")
 
 
 class AccountAdapter(DefaultAccountAdapter):
@@ -34,7 +39,8 @@ class AccountAdapter(DefaultAccountAdapter):
 
     error_messages = DefaultAccountAdapter.error_messages | {
         "email_password_mismatch": "This address and password do not belong together. Nothing was changed; try again.",
-        "too_many_login_attempts": "Too many failed attempts. Your account is unchanged. Try again in five minutes.",
+        "too_many_login_attempts": "Too many failed attempts. Your account is unchanged. Try again in five minutes, "
+        "sign in from a browser that you have used before, or set a new password by mail.",
         "incorrect_password": "This password is not right. Nothing was changed; try again.",
         "incorrect_code": "This code is not right. Type the newest one.",
         "enter_current_password": "This is not your present password. Nothing was changed; try again.",
@@ -46,6 +52,31 @@ class AccountAdapter(DefaultAccountAdapter):
 
     def get_client_ip(self, request: HttpRequest) -> str:
         return client_address(request) or "unknown"
+
+    def is_safe_url(self, url: str) -> bool:
+        """Only this very site is gone on to. ALLOWED_HOSTS, which allauth adds, always has the person's own machine."""
+        return url_has_allowed_host_and_scheme(
+            url, {self.request.get_host()}, require_https=bool(self.request.is_secure())
+        )
+
+    def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
+        links = {name: public_url(context[name]) for name in LINKS if name in context}
+        super().send_mail(template_prefix, email, {**context, **links, "site": public_url().rstrip("/")})
+
+    def post_login(self, request: HttpRequest, user: User, **kwargs: Any) -> HttpResponse:
+        response: HttpResponse = super().post_login(request, user, **kwargs)
+        known.remember(response, user.email)
+        return response
+
+    def _get_login_attempts_cache_key(self, request: HttpRequest, **credentials: Any) -> str:
+        # allauth's own key has the Host header in it, with which one account would have a limit for each port.
+        email = str(credentials.get("email", "")).lower()
+        return f"{email}:{known.browser_of(request, email)}"
+
+    def _delete_login_attempts_cached_email(self, request: HttpRequest, **credentials: Any) -> None:
+        super()._delete_login_attempts_cached_email(request, **credentials)
+        stranger = f"{str(credentials.get('email', '')).lower()}:"
+        ratelimit.clear(request, app="allauth.account", action="login_failed", key=stranger)
 
     def get_login_redirect_url(self, request: HttpRequest) -> str:
         if settings.HEARTH["HEARTH_REQUIRE_MFA"] and isinstance(request.user, User) and not has_factor(request.user):

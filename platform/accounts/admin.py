@@ -14,7 +14,7 @@ from django.http import HttpRequest
 from accounts import services
 from accounts.factors import FACTORS
 from accounts.models import User
-from observability.console import ReadOnlyAdmin
+from observability.console import ReadOnlyAdmin, column
 
 for hidden in (EmailAddress, EmailConfirmation, Authenticator, Group):
     if admin.site.is_registered(hidden):
@@ -23,7 +23,7 @@ for hidden in (EmailAddress, EmailConfirmation, Authenticator, Group):
 
 @admin.register(User)
 class UserAdmin(ReadOnlyAdmin):
-    list_display = ("email", "name", "verified", "second_factor", "is_staff", "is_active", "date_joined", "last_login")
+    list_display = ("email", "name", "verified", "second_factor", "staff", "is_active", "date_joined", "last_login")
     list_filter = ("is_active", "is_staff")
     search_fields = ("email", "name", "id")
     ordering = ("-date_joined",)
@@ -45,11 +45,15 @@ class UserAdmin(ReadOnlyAdmin):
     def second_factor(self, user: User) -> bool:
         return bool(getattr(user, "has_factor", False))
 
-    @admin.action(description="Close the accounts", permissions=["view"])
+    @column("staff", order="is_staff", tones={"staff": "busy", "no": "idle"})
+    def staff(self, user: User) -> tuple[str, str]:
+        return ("staff", "Staff") if user.is_staff else ("no", "No")
+
+    @admin.action(description="Close the accounts", permissions=["act"])
     def close(self, request: HttpRequest, people: QuerySet[User]) -> None:
         self._set_active(request, people, active=False)
 
-    @admin.action(description="Open the accounts again", permissions=["view"])
+    @admin.action(description="Open the accounts again", permissions=["act"])
     def reopen(self, request: HttpRequest, people: QuerySet[User]) -> None:
         self._set_active(request, people, active=True)
 

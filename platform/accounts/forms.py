@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from allauth.account import forms as account
@@ -9,21 +10,28 @@ from allauth.account.models import EmailAddress
 from allauth.mfa import app_settings as mfa_settings
 from allauth.mfa.base import forms as mfa
 from allauth.mfa.totp.forms import ActivateTOTPForm as BaseActivateTOTPForm
-from allauth.mfa.webauthn.forms import AddWebAuthnForm as BaseAddWebAuthnForm
+from allauth.mfa.webauthn import forms as webauthn
+from allauth.mfa.webauthn.internal.auth import parse_authentication_response, parse_registration_response
 from django import forms
 from django.contrib.auth.hashers import make_password
 from django.contrib.auth.password_validation import validate_password
 from django.core.cache import cache
+from django.core.validators import MaxLengthValidator
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 
 from accounts.models import User
 
 LENGTH_HELP = "At least 10 characters. A few words in a row are fine."
+LONGEST_ADDRESS = 254
 REUSED = "This code was used already. Wait for the next one, then type it."
 
 
 class SignupForm(account.SignupForm):
     """E-mail and password. Answers the same, and takes as long, for an address that has an account already."""
+
+    account_already_exists: bool
+    only_wished_for: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -31,16 +39,25 @@ class SignupForm(account.SignupForm):
         plain_field(self.fields["password1"], "Password", LENGTH_HELP)
 
     def clean_email(self) -> str:
+        email = str(super().clean_email())
         # An address that somebody wants to change to, and never proved, must not keep its owner from signing up.
-        EmailAddress.objects.filter(
-            email=str(self.cleaned_data["email"]).lower(), verified=False, primary=False
-        ).delete()
-        return str(super().clean_email())
+        self.only_wished_for = self.account_already_exists and not held(email).exists()
+        if self.only_wished_for:
+            self.account_already_exists = False
+        return email
 
     def try_save(self, request: HttpRequest) -> Any:
+        if self.only_wished_for:
+            EmailAddress.objects.filter(email=self.cleaned_data["email"], verified=False, primary=False).delete()
         if self.account_already_exists:
             make_password(self.cleaned_data["password1"])
         return super().try_save(request)
+
+
+def held(email: str) -> QuerySet[User]:
+    """Return the person whose address this is, proved or not; one who only wants to change to it is not meant."""
+    own = EmailAddress.objects.filter(email=email).exclude(verified=False, primary=False)
+    return User.objects.filter(Q(email=email) | Q(pk__in=own.values("user_id")))
 
 
 class LoginForm(account.LoginForm):
@@ -151,9 +168,58 @@ class ActivateTOTPForm(OneTimeCode, BaseActivateTOTPForm):
         self.prepare("Code from the app", "Six digits; the app shows new ones every 30 seconds.")
 
 
-class AddPasskeyForm(BaseAddWebAuthnForm):
+class CredentialField(forms.JSONField):
+    """What a passkey answered. What is no answer at all, in any of the ways to be none, is wrong and no fault of ours.
+
+    `parse` is the library's reading of it; numbers and nestings that Python gives up on never get so far.
+    """
+
+    def __init__(self, parse: Callable[[Any], Any]) -> None:
+        super().__init__(widget=forms.HiddenInput)
+        self.parse = parse
+
+    def to_python(self, value: Any) -> Any:
+        try:
+            answer = super().to_python(value)
+            if answer not in self.empty_values:
+                self.parse(answer)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise forms.ValidationError("This is not what a passkey answers. Try again.", code="invalid") from None
+        return answer
+
+    def bound_data(self, data: Any, initial: Any) -> Any:  # noqa: ARG002 (Django's signature)
+        return ""  # an answer works once; shown again, it would only be parsed again
+
+
+class PasskeyLoginForm(webauthn.LoginWebAuthnForm):
+    """Sign in with a passkey alone."""
+
+    credential = CredentialField(parse_authentication_response)
+
+
+class PasskeyForm(webauthn.AuthenticateWebAuthnForm):
+    """The second step of signing in, with a passkey."""
+
+    credential = CredentialField(parse_authentication_response)
+
+
+class PasskeyAgainForm(webauthn.ReauthenticateWebAuthnForm):
+    """Confirm with a passkey."""
+
+    credential = CredentialField(parse_authentication_response)
+
+
+class PasskeyNameForm(webauthn.EditWebAuthnForm):
+    """Rename a passkey."""
+
+    name = forms.CharField(max_length=100)
+
+
+class AddPasskeyForm(webauthn.AddWebAuthnForm):
     """Add a passkey. One that can sign in by itself is the default; the browser asks for a fingerprint, face or PIN."""
 
+    name = forms.CharField(required=False, max_length=100)
+    credential = CredentialField(parse_registration_response)
     passwordless = forms.BooleanField(
         label="Sign in with this passkey alone",
         required=False,
@@ -169,7 +235,9 @@ class AddPasskeyForm(BaseAddWebAuthnForm):
 class ResendForm(forms.Form):
     """Ask for a fresh verification link."""
 
-    email = forms.EmailField(label="E-mail address", widget=forms.EmailInput(attrs={"autocomplete": "email"}))
+    email = forms.EmailField(
+        label="E-mail address", max_length=LONGEST_ADDRESS, widget=forms.EmailInput(attrs={"autocomplete": "email"})
+    )
 
 
 class ProfileForm(forms.Form):
@@ -187,7 +255,9 @@ class ProfileForm(forms.Form):
 class StaffClaimForm(forms.Form):
     """Make the first staff account."""
 
-    email = forms.EmailField(label="E-mail address", widget=forms.EmailInput(attrs={"autocomplete": "email"}))
+    email = forms.EmailField(
+        label="E-mail address", max_length=LONGEST_ADDRESS, widget=forms.EmailInput(attrs={"autocomplete": "email"})
+    )
     password = forms.CharField(
         label="Password",
         strip=False,
@@ -209,6 +279,15 @@ def plain_field(field: forms.Field, label: str, help_text: str = "") -> None:
     """Give `field` our label and help, and no placeholder: a label says it better and stays."""
     field.label, field.help_text = label, help_text
     field.widget.attrs.pop("placeholder", None)
+    if isinstance(field, forms.EmailField):
+        shorten(field)
+
+
+def shorten(field: forms.EmailField) -> None:
+    """Allow no more characters than an address can have (RFC 5321, 4.5.3.1.3) and the database keeps."""
+    field.max_length = LONGEST_ADDRESS
+    field.widget.attrs["maxlength"] = str(LONGEST_ADDRESS)
+    field.validators.append(MaxLengthValidator(LONGEST_ADDRESS, "This address is too long to be one."))
 
 
 def one_new_password(form: Any) -> None:

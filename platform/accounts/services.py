@@ -7,7 +7,9 @@ import secrets
 from datetime import timedelta
 
 from allauth.account.models import EmailAddress
+from django.contrib.sessions.models import Session
 from django.db import IntegrityError, transaction
+from django.db.models import Exists, OuterRef
 from django.urls import reverse
 from django.utils import timezone
 
@@ -15,6 +17,9 @@ from accounts import trail
 from accounts.models import StaffLink, User
 
 STAFF_LINK_LIFETIME = timedelta(hours=24)
+# Links to verify an address work for two days; after a week nobody comes back, and the address is free again.
+UNPROVED_LIFETIME = timedelta(days=7)
+BATCH = 1000
 
 
 class Refused(Exception):
@@ -75,11 +80,33 @@ def set_active(actor: User, user: User, active: bool) -> bool:
     """Close an account (its sessions end with it) or open it again; return whether anything changed."""
     if actor.pk == user.pk:
         raise Refused("You can't close your own account here. Nothing was changed; ask somebody else of the staff.")
+    if user.is_superuser and not actor.is_superuser:
+        raise Refused(f"{user} has more rights than you. Nothing was changed.")
     with transaction.atomic():
         changed = User.objects.filter(pk=user.pk, is_active=not active).update(is_active=active)
         if changed:
             trail.activity_changed(actor, user, active)
     return bool(changed)
+
+
+def forget_old() -> int:
+    """Remove what has expired: sessions, staff links, sign-ups that nobody ever proved. Return how many rows went."""
+    now = timezone.now()
+    sessions = Session.objects.filter(expire_date__lt=now).delete()[0]
+    links = StaffLink.objects.filter(used=None, expires__lt=now - STAFF_LINK_LIFETIME).delete()[0]
+    proved = EmailAddress.objects.filter(user=OuterRef("pk"), verified=True)
+    never = User.objects.filter(
+        ~Exists(proved), date_joined__lt=now - UNPROVED_LIFETIME, last_login=None, is_staff=False
+    )
+    return sessions + links + _forget_unproved(list(never.order_by("date_joined")[:BATCH]))
+
+
+def _forget_unproved(people: list[User]) -> int:
+    for person in people:
+        with transaction.atomic():
+            trail.forgotten(person)
+            person.delete()
+    return len(people)
 
 
 def _make_superuser(email: str, password: str) -> User:

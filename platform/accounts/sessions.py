@@ -11,10 +11,15 @@ from security.errors import UnsealError
 from security.sealing import seal, unseal
 
 PURPOSE = "accounts.session"
+SHORTEST_KEY = 8
 
 
 class SessionStore(DatabaseStore):
     """Django's database sessions with sealed content. A session that can't be opened is an empty one: sign in again."""
+
+    def _validate_session_key(self, key: str | None) -> bool:
+        # A cookie can hold what PostgreSQL refuses, such as a NUL; only what Hearth could have made is looked up.
+        return bool(key) and len(str(key)) >= SHORTEST_KEY and str(key).isascii() and str(key).isalnum()
 
     def encode(self, session_dict: dict[str, Any]) -> str:
         return base64.b64encode(seal(self.serializer().dumps(session_dict), PURPOSE)).decode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from accounts.models import User
 from audit import services as audit
+from audit.services import SYSTEM
 
 
 class Unknown:
@@ -60,3 +61,7 @@ def staff_made(user: User) -> None:
 
 def activity_changed(actor: User, user: User, active: bool) -> None:
     audit.record(actor=actor, verb="account.reopen" if active else "account.close", object=user)
+
+
+def forgotten(user: User) -> None:
+    audit.record(actor=SYSTEM, verb="account.forget", object=user)

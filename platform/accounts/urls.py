@@ -16,6 +16,7 @@ from django.urls import include, path, re_path
 from django.views.generic import RedirectView
 
 from accounts import views
+from accounts.timing import evenly
 
 
 def together(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
@@ -33,10 +34,11 @@ def together(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
 urlpatterns = [
     path("account/", views.account_settings, name="account_settings"),
     path("account/signup/", views.SignupView.as_view(), name="account_signup"),
-    path("account/confirm-email/again/", views.resend_verification, name="resend_verification"),
+    path("account/confirm-email/again/", evenly(views.resend_verification), name="resend_verification"),
     path("account/confirm-email/<str:key>/", views.ConfirmEmailView.as_view(), name="account_confirm_email"),
     path("account/email/", together(account.email), name="account_email"),
     path("account/password/change/", together(account.password_change), name="account_change_password"),
+    path("account/password/reset/", evenly(together(account.password_reset)), name="account_reset_password"),
     re_path(
         r"^account/password/reset/key/(?P<uidb36>[0-9A-Za-z]+)-(?P<key>.+)/$",
         together(account.password_reset_from_key),

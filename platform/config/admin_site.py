@@ -12,6 +12,7 @@ from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
+from django.templatetags.static import static
 from django.urls import reverse
 from django.utils.decorators import method_decorator
 from django.utils.http import url_has_allowed_host_and_scheme, urlencode
@@ -19,6 +20,7 @@ from django.views.decorators.cache import never_cache
 from unfold.sites import UnfoldAdminSite
 
 from accounts.factors import AFTER_FACTOR, challenge_url, has_factor
+from config import console
 
 # For /admin/ alone. Unfold's Alpine evaluates expressions in attributes (unsafe-eval) and its pages set their colours
 # in a style element and in attributes (inline styles). Scripts still come from our own files only.
@@ -33,6 +35,18 @@ View = Callable[..., Any]
 
 class HearthAdminSite(UnfoldAdminSite):
     """Everything below /admin/. Whoever may not enter is led to the missing step, never to a form of its own."""
+
+    index_title = "Staff console"
+    index_template = "admin/console.html"
+
+    def each_context(self, request: HttpRequest) -> dict[str, Any]:
+        context: dict[str, Any] = super().each_context(request)
+        return context | {"styles": [*context.get("styles", []), static("console.css")]}
+
+    def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """What needs somebody first; then everything."""
+        tiles = console.tiles()
+        return cast("HttpResponse", super().index(request, {**(extra_context or {}), "tiles": tiles}))
 
     def has_permission(self, request: HttpRequest) -> bool:
         return bool(super().has_permission(request)) and cast("Any", request.user).is_verified()

@@ -18,6 +18,8 @@ EVERY: dict[str, float] = {
     "provisioning.tasks.observe": 5.0,
     "provisioning.tasks.prune_samples": 600.0,
     "notifications.tasks.deliver_due": 10.0,
+    "notifications.tasks.prune": 600.0,
+    "accounts.tasks.forget_old": 600.0,
     "security.tasks.rewrap_due": 30.0,
     "security.tasks.rotate_due": 600.0,
 }
@@ -45,6 +47,7 @@ TRANSPORT_OPTIONS: dict[str, Any] = {
     # A message whose worker died is delivered again after this long. Long work is safe: PostgreSQL holds the lease.
     "visibility_timeout": 300,
     "socket_connect_timeout": 3,
-    "socket_timeout": 30,
+    # A page that wakes a worker waits as long as this for a Redis that hangs. (Workers wait 1 s for each message.)
+    "socket_timeout": 5,
     "health_check_interval": 10,
 }

@@ -70,8 +70,14 @@ ACCOUNT_SESSION_REMEMBER = True
 ACCOUNT_LOGOUT_ON_PASSWORD_CHANGE = False
 ACCOUNT_REAUTHENTICATION_REQUIRED = True
 ACCOUNT_REAUTHENTICATION_TIMEOUT = 900
-# Sign-ups are counted by accounts.limits: by address and by network.
-ACCOUNT_RATE_LIMITS = {"signup": None, "confirm_email": "1/60s/key"}
+# Sign-ups are counted by accounts.limits: by address and by network. The rest here are those that send mail to an
+# address which somebody typed: nobody's mailbox can be flooded through Hearth.
+ACCOUNT_RATE_LIMITS = {
+    "signup": None,
+    "confirm_email": "1/60s/key,6/h/key",
+    "reset_password": "30/h/ip,3/10m/key",
+    "manage_email": "20/h/user",
+}
 ACCOUNT_FORMS = {
     "signup": "accounts.forms.SignupForm",
     "login": "accounts.forms.LoginForm",
@@ -95,6 +101,10 @@ MFA_FORMS = {
     "reauthenticate": "accounts.forms.CodeAgainForm",
     "activate_totp": "accounts.forms.ActivateTOTPForm",
     "add_webauthn": "accounts.forms.AddPasskeyForm",
+    "edit_webauthn": "accounts.forms.PasskeyNameForm",
+    "login_webauthn": "accounts.forms.PasskeyLoginForm",
+    "authenticate_webauthn": "accounts.forms.PasskeyForm",
+    "reauthenticate_webauthn": "accounts.forms.PasskeyAgainForm",
 }
 
 

@@ -18,3 +18,7 @@ urlpatterns = [
 ]
 
 handler429 = "accounts.errors.too_many"
+handler400 = "config.errors.bad_request"
+handler403 = "config.errors.not_allowed"
+handler404 = "config.errors.not_found"
+handler500 = "config.errors.broken"

@@ -19,6 +19,7 @@ MAX_ATTEMPTS = 8
 FIRST_PAUSE = timedelta(seconds=30)
 LONGEST_PAUSE = timedelta(hours=6)
 BATCH = 100
+KEPT = timedelta(days=30)
 
 log = logging.getLogger(__name__)
 _wake: list[Callable[[], None]] = []
@@ -79,6 +80,14 @@ def send_test(actor: Any, recipient: str) -> tuple[bool, str]:
         )
         audit.record(actor=actor, verb="mail.test", object=mail)
     return True, f"The mail server took the test mail to {recipient}."
+
+
+def prune(*, at_once: int = 10_000) -> int:
+    """Remove mails older than thirty days, whatever became of them, a bounded number at a time; return how many."""
+    ended = Mail.objects.exclude(state=Mail.State.QUEUED).filter(created__lt=timezone.now() - KEPT)
+    return Mail.objects.filter(pk__in=list(ended.order_by("created").values_list("pk", flat=True)[:at_once])).delete()[
+        0
+    ]
 
 
 def pause_after(attempts: int) -> timedelta:

@@ -1,4 +1,4 @@
-"""What Celery runs: a wrapper around the sweep over due mails."""
+"""What Celery runs: wrappers around the sweeps over mails."""
 
 from __future__ import annotations
 
@@ -10,3 +10,9 @@ from observability.tasks import task
 def deliver_due() -> None:
     """Send the mails whose time has come."""
     services.deliver_due()
+
+
+@task()
+def prune() -> None:
+    """Remove old mails."""
+    services.prune()

@@ -25,10 +25,8 @@ LINKS = re.compile(r"(/(?:staff/claim|confirm-email|password/reset/key)/|[?&]tok
 
 
 def redact(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
-    """Take one-time links out of the line."""
-    if isinstance(event.get("event"), str):
-        event["event"] = LINKS.sub(r"\1…", event["event"])
-    return event
+    """Take one-time links out of the line, wherever they stand in it."""
+    return {key: LINKS.sub(r"\1…", value) if isinstance(value, str) else value for key, value in event.items()}
 
 
 SHARED: list[Any] = [
@@ -44,7 +42,9 @@ SHARED: list[Any] = [
 def logging_config(form: str) -> dict[str, Any]:
     """Return the `logging.config.dictConfig` dictionary for `form`, "text" or "json"; also sets structlog up."""
     plain = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
-    renderer: Any = structlog.processors.JSONRenderer() if form == "json" else plain
+    # JSON has no traceback of its own; what an error says may name a link, too.
+    as_json: list[Any] = [structlog.processors.format_exc_info, redact, structlog.processors.JSONRenderer()]
+    renderers = as_json if form == "json" else [plain]
     structlog.configure(
         processors=[*SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -57,7 +57,7 @@ def logging_config(form: str) -> dict[str, Any]:
             "line": {
                 "()": structlog.stdlib.ProcessorFormatter,
                 "foreign_pre_chain": SHARED,
-                "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+                "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
             }
         },
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},

@@ -247,9 +247,7 @@ class Migration(migrations.Migration):
                 ("signing_key_id", models.CharField(blank=True, max_length=60)),
                 (
                     "isolation",
-                    models.CharField(
-                        blank=True, help_text="Empty when neighbours are isolated, else why not.", max_length=255
-                    ),
+                    models.TextField(blank=True, help_text="Empty when neighbours are isolated, else why not."),
                 ),
                 (
                     "crashes",
@@ -280,6 +278,7 @@ class Migration(migrations.Migration):
                 ),
             ],
             options={
+                "verbose_name_plural": "server statuses",
                 "indexes": [
                     models.Index(fields=["server"], include=("observed_generation",), name="status_generation")
                 ],

@@ -36,10 +36,17 @@ document.addEventListener("click", (event) => {
   const opener = target?.closest("[data-open]");
   if (opener) document.getElementById(opener.dataset.open)?.showModal();
   if (target?.closest("[data-close]")) target.closest("dialog")?.close();
+  closeMenusBut(target);
+});
+
+// Whoever tabs out of a menu has left it.
+document.addEventListener("focusin", (event) => closeMenusBut(event.target));
+
+function closeMenusBut(target) {
   for (const menu of document.querySelectorAll("details.menu[open]")) {
     if (!menu.contains(target)) menu.open = false;
   }
-});
+}
 
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape") return;
@@ -89,29 +96,13 @@ function localTimes(root) {
     const moment = new Date(time.dateTime);
     if (Number.isNaN(moment.getTime())) continue;
     const style = time.dataset.local === "time" ? { timeStyle: "medium" } : { dateStyle: "medium", timeStyle: "short" };
-    time.textContent = new Intl.DateTimeFormat(undefined, style).format(moment);
+    const words = new Intl.DateTimeFormat(undefined, style).format(moment);
+    if (time.textContent === words) continue;
+    time.textContent = words;
     time.title = time.dateTime;
   }
 }
+localTimes(document);
 
-// A log stays at its newest line unless its reader scrolled up.
-const NEAR_END_PX = 40;
-let following = true;
-
-function endOf(log) {
-  return log.scrollHeight - log.scrollTop - log.clientHeight < NEAR_END_PX;
-}
-
-document.addEventListener("htmx:beforeSwap", () => {
-  const log = document.querySelector(".log");
-  following = !log || endOf(log);
-});
-
-function settle(root) {
-  localTimes(root);
-  if (!following) return;
-  for (const log of document.querySelectorAll(".log[data-follow]")) log.scrollTop = log.scrollHeight;
-}
-
-document.addEventListener("htmx:afterSwap", () => settle(document));
-settle(document);
+// After a refused form the first field to mend has the focus.
+document.querySelector("[aria-invalid='true']:not([type='hidden'])")?.focus();

@@ -108,7 +108,7 @@ class Migration(migrations.Migration):
                 ("created", models.DateTimeField(auto_now_add=True)),
                 ("proved", models.DateTimeField(null=True)),
                 ("last_checked", models.DateTimeField(null=True)),
-                ("last_error", models.CharField(blank=True, max_length=255)),
+                ("last_error", models.TextField(blank=True)),
                 (
                     "organisation",
                     models.ForeignKey(

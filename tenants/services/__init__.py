@@ -4,7 +4,7 @@ Each is one transaction: it locks what it changes, refuses with a sentence or wr
 event, and after the commit wakes whoever carries servers out. `actor` is the person; `tenants.access` says who may act.
 """
 
-from tenants.services.domains import check_domain, claim_domain, remove_domain
+from tenants.services.domains import check_domain, claim_domain, remove_domain, revoke_domain
 from tenants.services.members import (
     accept_invitation,
     add_member,
@@ -39,6 +39,7 @@ __all__ = [
     "reset_admin_password",
     "restart_server",
     "resume_server",
+    "revoke_domain",
     "suspend_server",
     "undelete_server",
     "upgrade_server",

@@ -10,18 +10,28 @@ from typing import Any
 
 from allauth.account.models import EmailAddress
 from django.db import transaction
+from django.template.loader import render_to_string
 
+from accounts import limits
 from audit.services import record
+from notifications.links import public_url
+from notifications.services import queue_mail
 from tenants.errors import Refused
 from tenants.models import Invitation, Membership, Organisation
 
 # More than this at once is a mistake or somebody collecting addresses.
 MAX_INVITATIONS = 50
+INVITES_PERSON = limits.Limit("invite-person", 50, 86_400)
+INVITES_ORGANISATION = limits.Limit("invite-organisation", 100, 86_400)
+MAILS_MAILBOX = limits.Limit("invite-mailbox", 3, 86_400)
 
 
 @transaction.atomic
 def add_member(*, actor: Any, organisation: Organisation, email: str, role: str) -> Invitation:
-    """Invite whoever owns `email`. The answer is the same whether or not an account has that address."""
+    """Invite whoever owns `email`, and tell them by mail. All is the same whether or not an account has that address.
+
+    A mailbox gets a few such mails a day at most, whoever invites; the invitation waits on the start page anyway.
+    """
     address = email.strip().lower()
     if role not in Membership.Role.values:
         raise Refused("Choose a role: owner or member.", field="role")
@@ -35,7 +45,10 @@ def add_member(*, actor: Any, organisation: Organisation, email: str, role: str)
         )
     if invitations.count() >= MAX_INVITATIONS:
         raise Refused(f"There are {MAX_INVITATIONS} open invitations. Withdraw some first.", field="email")
+    if limits.consume(INVITES_PERSON, str(actor.pk)) or limits.consume(INVITES_ORGANISATION, str(organisation.pk)):
+        raise Refused("You have invited very many people today. Nobody was invited now; go on tomorrow.", field="email")
     invitation = Invitation.objects.create(organisation=organisation, email=address, role=role)
+    _tell(actor, invitation)
     record(
         actor=actor,
         verb="invitation.create",
@@ -84,6 +97,9 @@ def remove_member(*, actor: Any, membership: Membership) -> None:
     """Take a person out of the organisation. One owner always stays."""
     _lock(membership.organisation)
     rows = Membership.objects.filter(organisation_id=membership.organisation_id)
+    if actor.pk != membership.user_id and not rows.filter(user_id=actor.pk, role=Membership.Role.OWNER).exists():
+        # Somebody removed the actor between the look at the door and this lock.
+        raise Refused("You are no longer an owner of this organisation. Nothing was changed.")
     current = rows.filter(pk=membership.pk).select_related("user", "organisation").first()
     if current is None:
         raise Refused("That person is no longer a member. Nothing was changed.")
@@ -101,6 +117,15 @@ def remove_member(*, actor: Any, membership: Membership) -> None:
         before={"user": str(current.user_id), "role": current.role},
     )
     current.delete()
+
+
+def _tell(actor: Any, invitation: Invitation) -> None:
+    if limits.consume(MAILS_MAILBOX, invitation.email):
+        return
+    context = {"invitation": invitation, "inviter": actor, "site": public_url()}
+    subject = render_to_string("tenants/email/invitation_subject.txt", context)
+    text = render_to_string("tenants/email/invitation_message.txt", context)
+    queue_mail(recipient=invitation.email, subject=" ".join(subject.split()), text=text)
 
 
 def _lock(organisation: Organisation) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import unicodedata
 from typing import Any
@@ -9,13 +10,17 @@ from typing import Any
 from django.db import IntegrityError, transaction
 from django.utils.text import slugify
 
+from accounts.models import User
 from audit.services import record
 from tenants import limits
 from tenants.errors import Refused
 from tenants.models import Membership, Organisation, Plan, Subscription
 
 MAX_NAME = 80
+ADDRESS = re.compile(r"://|\bwww\.|\w\.\w+/", re.IGNORECASE)
 MAX_SLUG = 40
+# A person who needs more has customers of their own, and asks.
+MAX_OWNED = 20
 
 
 @transaction.atomic
@@ -24,6 +29,7 @@ def create_organisation(*, actor: Any, name: str, plan: Plan) -> Organisation:
     name = _clean(name)
     if not plan.offered:
         raise Refused(f"The plan {plan.name} is no longer offered. Choose another one.", field="plan")
+    _check_owner(actor, name)
     organisation = _insert(name)
     Membership.objects.create(organisation=organisation, user=actor, role=Membership.Role.OWNER)
     Subscription.objects.create(organisation=organisation, plan=plan)
@@ -71,7 +77,27 @@ def _clean(raw: str) -> str:
         raise Refused("The name has invisible characters. Type it anew instead of pasting it.", field="name")
     if not any(character.isalnum() for character in name):
         raise Refused("A name needs at least one letter or digit.", field="name")
+    if ADDRESS.search(name):
+        # The name stands in mails to people who don't know Hearth; nobody is led elsewhere by one.
+        raise Refused("The name has a web address in it. Leave that out.", field="name")
     return name
+
+
+def _check_owner(actor: Any, name: str) -> None:
+    # One person's creations take turns, so that a form sent twice at once makes one organisation.
+    User.objects.select_for_update().get(pk=actor.pk)
+    owned = Organisation.objects.filter(memberships__user=actor, memberships__role=Membership.Role.OWNER)
+    if owned.filter(name=name).exists():
+        raise Refused(
+            f"You own an organisation called “{name}” already. No other was made. Open it from the start page, or "
+            "choose another name.",
+            field="name",
+        )
+    if owned.count() >= MAX_OWNED:
+        raise Refused(
+            f"You own {MAX_OWNED} organisations, and more are not possible by yourself. None was made. Ask whoever "
+            "runs this Hearth."
+        )
 
 
 def _insert(name: str) -> Organisation:

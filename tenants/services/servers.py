@@ -49,6 +49,7 @@ def create_server(
     used = limits.in_use(organisation)
     limits.check_room(plan, used)
     server = _insert(
+        own=bool(domain),
         organisation=organisation,
         name=label,
         server_name=server_name,
@@ -185,10 +186,19 @@ def _own_name(organisation: Organisation, raw: str) -> str:
     return name
 
 
-def _insert(**columns: Any) -> Server:
+def _insert(*, own: bool, **columns: Any) -> Server:
     name = columns["server_name"]
     taken = Refused(f"“{name}” is taken. No server was made. Choose another name.", field="name")
-    if Server.objects.filter(server_name__iexact=name, deleted__isnull=True).exists():
+    namesakes = Server.objects.filter(server_name__iexact=name)
+    if namesakes.filter(organisation=columns["organisation"], deleted__isnull=True).exists():
+        # A form that was sent twice, most likely.
+        raise Refused(
+            f"You have a server called “{name}” already. No other was made; it is in your list.", field="name"
+        )
+    # Whoever runs a server under a name of the past can speak as its people. On a domain of one's own the proof says
+    # whose name it is now; under our base domain it stays with the organisation that had it.
+    past = namesakes.none() if own else namesakes.exclude(organisation=columns["organisation"])
+    if namesakes.filter(deleted__isnull=True).exists() or past.exists():
         raise taken
     try:
         with transaction.atomic():

@@ -61,7 +61,10 @@ def domain_check(request: HttpRequest, slug: str, domain_id: uuid.UUID) -> HttpR
     try:
         services.check_domain(actor=request.user, domain=domain)
     except Refused as refusal:
-        messages.error(request, refusal.message)
+        domain.refresh_from_db()
+        # What DNS answered stands on the page already; other refusals are said once, here.
+        if refusal.message != domain.last_error:
+            messages.error(request, refusal.message)
     else:
         messages.success(request, f"{domain.name} is yours. You can give its name to a server now.")
     return redirect("domain", slug, domain_id)

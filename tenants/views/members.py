@@ -30,8 +30,8 @@ def organisation_members(request: HttpRequest, slug: str) -> HttpResponse:
         else:
             messages.success(
                 request,
-                f"{invitation.email} is invited. Tell them to sign in to Hearth, or to sign up, with this address: the "
-                "invitation waits on their start page.",
+                f"{invitation.email} is invited. Hearth tells them by mail (a mailbox gets at most three such mails a "
+                "day), and the invitation waits on their start page.",
             )
             return redirect("organisation_members", slug)
     context = {

@@ -113,7 +113,12 @@ def _seen(server: Server) -> dict[str, Any]:
 def _upgrade_form(data: Any, server: Server) -> UpgradeForm:
     releases = selectors.upgrades(server)
     choices = [(version, f"{version} ({age})") for version, age, reason in releases if not reason]
+    newer = any(age == "newer" for _, age, _ in releases)
+    if choices and not newer:
+        # Nobody should step back just because the first choice stood there.
+        choices.insert(0, ("", "Choose an older version"))
     form = UpgradeForm(data, initial=_seen(server), versions=choices)
+    form.newer = newer
     form.refused = [(version, reason) for version, _, reason in releases if reason]
     return form
 

@@ -11,7 +11,7 @@ from pytest_django.live_server_helper import LiveServer
 
 from audit.models import AuditEvent
 from tests.cast import PASSWORD, make_user
-from tests.prepare import browser as chromium
+from tests.left_out import need_chromium
 
 EMAIL = "dora@example.org"
 QUIET = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
@@ -27,21 +27,22 @@ AUTHENTICATOR = {
 
 @pytest.mark.django_db(transaction=True)
 def test_a_passkey_is_a_second_factor_and_signs_in_alone(live_server: LiveServer) -> None:
+    chromium = need_chromium()
     person = make_user(EMAIL, factor=False)
     # Playwright keeps an event loop in its thread, where Django's database calls are refused.
     with ThreadPoolExecutor(1) as threads:
-        complaints = threads.submit(walk, live_server.url).result(120)
+        complaints = threads.submit(walk, live_server.url, chromium).result(120)
     assert complaints == []
     assert Authenticator.objects.filter(user=person, type="webauthn").count() == 1
     ways = [event.after["methods"] for event in AuditEvent.objects.filter(verb="account.sign_in").order_by("id")]
     assert ways == [["password"], ["webauthn"], ["password", "webauthn"]]
 
 
-def walk(url: str) -> list[str]:
+def walk(url: str, chromium: str) -> list[str]:
     """Add a passkey, sign in with it alone, then after the password; return what the console complained of."""
     complaints: list[str] = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=QUIET)
+        browser = playwright.chromium.launch(executable_path=chromium, args=QUIET)
         page = browser.new_context(base_url=url).new_page()
         page.on("console", lambda line: complaints.append(line.text) if line.type in {"error", "warning"} else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))

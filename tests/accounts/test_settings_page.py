@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from allauth.account.models import EmailAddress
@@ -11,6 +12,7 @@ from django.test import Client
 from accounts.models import User
 from audit.models import AuditEvent
 from tests.accounts.browser import PASSWORD, Browser, link_in, newest_mail
+from tests.cast import client_for as sign_in
 from tests.cast import make_user
 
 pytestmark = pytest.mark.django_db
@@ -96,3 +98,20 @@ def test_signing_out_takes_a_form(browser: Browser) -> None:
     assert "_auth_user_id" in browser.open("/account/logout/").client.session
     browser.send(action="/account/logout/")
     assert "_auth_user_id" not in browser.client.session
+
+
+def test_a_link_for_a_new_password_expires(alice: User, settings: Any) -> None:
+    Browser().open("/account/password/reset/").send(email=alice.email)
+    link = link_in(newest_mail(alice.email), "password/reset")
+    settings.PASSWORD_RESET_TIMEOUT = -1
+    late = Browser().open(link)
+    assert "no longer works" in late.text
+    assert "password1" not in late.text
+
+
+def test_a_new_password_ends_other_sessions(browser: Browser, alice: User) -> None:
+    other = sign_in(alice)
+    assert other.get("/account/").status_code == 200
+    browser.open("/account/password/change/").send(oldpassword=PASSWORD, password1="another good passphrase")
+    assert other.get("/account/").status_code == 302
+    assert browser.open("/account/").page.status_code == 200

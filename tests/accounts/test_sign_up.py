@@ -12,10 +12,11 @@ from typing import Any
 import pyotp
 import pytest
 from allauth.account.models import EmailAddress
+from django.contrib.auth.hashers import get_hasher
 from django.db import connection
 from django.test import Client
 
-from accounts import limits
+from accounts import limits, timing
 from accounts.models import User
 from audit.models import AuditEvent
 from notifications.models import Mail
@@ -273,3 +274,34 @@ def test_without_the_demand_a_second_factor_is_each_persons_choice(settings: Any
     browser = Browser().sign_up("alice@example.org")
     browser.open(link_in(newest_mail("alice@example.org"), "confirm-email")).send(action="/")
     assert browser.open("/organisations/new/").path == "/organisations/new/"
+
+
+@pytest.mark.parametrize("page", ["/account/confirm-email/again/", "/account/password/reset/"])
+def test_time_does_not_tell_who_has_an_account(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "LEAST_S", 0.5)
+    Browser().sign_up("alice@example.org")
+    for email in ("alice@example.org", "nobody@example.org"):
+        began = time.monotonic()
+        assert Client().post(page, {"email": email}).status_code == 302
+        assert 0.5 <= time.monotonic() - began < 1.5
+
+
+def test_a_taken_address_costs_as_many_hashes_as_a_free_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    hasher = type(get_hasher())
+    encode = hasher.encode
+
+    def counted(self: Any, *args: Any) -> str:
+        hashed.append("")
+        return str(encode(self, *args))
+
+    monkeypatch.setattr(hasher, "encode", counted)
+    counts = []
+    for _ in range(2):
+        Browser().sign_up("alice@example.org")
+        counts.append(len(hashed))
+    assert counts == [1, 2]
+    for email in ("alice@example.org", "nobody@example.org"):
+        Browser().sign_in(email, "a wrong password")
+        counts.append(len(hashed))
+    assert counts == [1, 2, 3, 4]

@@ -11,8 +11,9 @@ import pyotp
 import pytest
 from allauth.account.models import EmailAddress
 from django.contrib import admin
+from django.contrib.auth.models import Permission
 from django.db import connection
-from django.test import Client
+from django.test import Client, RequestFactory
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
@@ -20,6 +21,7 @@ from django.utils import timezone
 from accounts import services
 from accounts.models import StaffLink, User
 from audit.models import AuditEvent
+from notifications.models import Mail
 from tests.accounts.browser import PASSWORD, Browser
 from tests.cast import TOTP_SECRET, make_user
 
@@ -227,3 +229,54 @@ def test_lists_cost_the_same_at_any_size(sally: User, client_for: Callable[..., 
     with CaptureQueriesContext(connection) as many:
         client.get("/admin/accounts/user/")
     assert len(many) == len(few)
+
+
+def test_staff_without_all_rights_see_nothing_that_they_were_not_given(client_for: Callable[..., Client]) -> None:
+    trainee = make_user("tom@example.org", staff=True)
+    User.objects.filter(pk=trainee.pk).update(is_superuser=False)
+    client = client_for(trainee)
+    assert client.get("/admin/").status_code == 200
+    for model in admin.site._registry:
+        base = f"admin:{model._meta.app_label}_{model._meta.model_name}"
+        assert client.get(reverse(f"{base}_changelist")).status_code == 403, model
+
+
+def test_who_may_look_may_not_act(alice: User, client_for: Callable[..., Client]) -> None:
+    trainee = make_user("tom@example.org", staff=True)
+    User.objects.filter(pk=trainee.pk).update(is_superuser=False)
+    trainee.user_permissions.add(*Permission.objects.filter(codename__startswith="view_"))
+    client = client_for(trainee)
+    for model, registered in admin.site._registry.items():
+        base = f"admin:{model._meta.app_label}_{model._meta.model_name}"
+        assert client.get(reverse(f"{base}_changelist")).status_code == 200, model
+        request = RequestFactory().get("/")
+        request.user = User.objects.get(pk=trainee.pk)
+        assert not registered.get_actions(request), model
+    client.post("/admin/accounts/user/", {"action": "close", "_selected_action": [str(alice.pk)]})
+    alice.refresh_from_db()
+    assert alice.is_active
+    assert client.get("/admin/notifications/mail/send-test-mail/").status_code == 403
+    assert not Mail.objects.exists()
+
+
+def test_nobody_closes_the_account_of_somebody_with_more_rights(sally: User) -> None:
+    trainee = make_user("tom@example.org", staff=True)
+    trainee.is_superuser = False
+    with pytest.raises(services.Refused, match="more rights"):
+        services.set_active(trainee, sally, active=False)
+
+
+def test_the_button_sends_a_test_mail(sally: User, client_for: Callable[..., Client]) -> None:
+    page = client_for(sally).get("/admin/notifications/mail/send-test-mail/", follow=True)
+    assert "the mail is in the inbox page" in page.content.decode()
+    assert Mail.objects.get().recipient == sally.email
+
+
+@pytest.mark.parametrize("query", ["q=%00", "q=%ff", "o=%00", "p=-1", "p=99999999999999999999", "e=1", "id__exact=x"])
+def test_forged_addresses_of_lists_are_no_fault(sally: User, client_for: Callable[..., Client], query: str) -> None:
+    client = client_for(sally)
+    for model in admin.site._registry:
+        base = f"admin:{model._meta.app_label}_{model._meta.model_name}"
+        answer = client.get(f"{reverse(f'{base}_changelist')}?{query}")
+        assert answer.status_code in {200, 302, 400}, model
+        assert client.get(reverse(f"{base}_change", args=["\x00"])).status_code in {302, 404}, model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,8 @@ import httpx
 import psutil
 import pytest
 
+from config.embedded.state import prepare_state
+from provisioning.providers.local.paths import agent_socket
 from tests.stack import Stack, alive
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,6 +76,8 @@ def run(stack: Stack, **settings: str) -> tuple[int, str]:
 def test_one_command_up_and_ctrl_c_down(stack: Stack) -> None:
     stack.start()
     assert httpx.get(f"{stack.url}/readyz").json()["status"] == "ready"
+    runtime = Path(f"/tmp/hearth-{hashlib.sha256(bytes(stack.state)).hexdigest()[:8]}")
+    assert agent_socket(stack.state) == runtime / "agent.sock"
     family = stack.family()
     assert sum(process.memory_info().rss for process in own(family)) < 400 * 2**20
     text = "".join(stack.lines)
@@ -94,13 +99,26 @@ def test_one_command_up_and_ctrl_c_down(stack: Stack) -> None:
         assert time.monotonic() < end
         time.sleep(0.05)
 
+    shutil.rmtree(runtime)  # somebody empties /tmp
+    end = time.monotonic() + 30
+    while not (agent_socket(stack.state).exists() and _ready(stack)):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert any("The socket of PostgreSQL was removed" in line for line in stack.lines)
+
     everything = stack.family()
     assert stack.stop() < 25
     assert stack.process is not None
     assert stack.process.returncode == 0
     gone(everything, seconds=1)
     assert of_state(stack.state) == []
-    assert not Path(f"/tmp/hearth-{hashlib.sha256(bytes(stack.state)).hexdigest()[:8]}").exists()
+    assert not runtime.exists()
+
+
+def _ready(stack: Stack) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(f"{stack.url}/readyz").status_code == 200
+    return False
 
 
 def test_kill_9_leaves_nothing_and_the_next_start_heals(stack: Stack) -> None:
@@ -121,6 +139,25 @@ def test_kill_9_leaves_nothing_and_the_next_start_heals(stack: Stack) -> None:
     stack.process.send_signal(signal.SIGINT)
     stack.process.wait(20)
     gone(everything, seconds=2)
+
+
+def test_a_first_start_that_is_cut_off_anywhere_is_simply_begun_again(stack: Stack) -> None:
+    """The database is there before anything else is: without its key it would be taken for damaged ever after."""
+    for sign in ("State folder", "PostgreSQL and Redis"):
+        words = [sys.executable, "-m", "config.embedded"]
+        with subprocess.Popen(
+            words, cwd=ROOT, env=stack.environment(), stdout=subprocess.PIPE, text=True, start_new_session=True
+        ) as process:
+            assert process.stdout is not None
+            while sign not in process.stdout.readline():
+                assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            rest = process.stdout.read()
+        assert process.returncode == 0, rest
+        assert "Nothing of it runs any more" in rest
+    assert (stack.state / "postgres" / "PG_VERSION").exists()
+    prepare_state(stack.state)
+    gone(of_state(stack.state), seconds=1)
 
 
 def own(family: list[psutil.Process]) -> list[psutil.Process]:

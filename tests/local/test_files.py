@@ -7,6 +7,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ from provisioning.providers.local import postgres
 from provisioning.providers.local.agent.files import Tombstones, UnitFile, load_units, write
 from provisioning.providers.local.agent.machine import FIRST_UID, Machine, disk_error, port_free
 from provisioning.providers.local.paths import RuntimeFolderError, runtime_dir
-from provisioning.providers.local.processes import Unit, can_drop_privileges
+from provisioning.providers.local.processes import Unit, can_drop_privileges, python_for_others
 
 UNIT = UnitFile("6f0b2a1e-7a51-4a55-9b0b-0a2e0b6b6f11", "a.localhost", "1.163.2", 16001, 16002, 70000, 70000, "secret")
 
@@ -120,12 +122,17 @@ async def _cluster(data: Path, sockets: Path, uid: int | None) -> None:
     unit = Unit(postgres.server_command(data, sockets, uid=uid, gid=uid, log=data.parent / "log"))
     await unit.start()
     try:
-        async with await postgres.connect(sockets, user="hearth", password="right") as connection:
-            settings = "current_setting('server_encoding'), datcollate, current_setting('listen_addresses')"
-            query = f"SELECT {settings} FROM pg_database"  # noqa: S608 (constants)
-            assert await (await connection.execute(query)).fetchone() == ("UTF8", "C", "")
+        script = data.with_name("ask.sql")
+        script.write_text(
+            "SELECT DISTINCT current_setting('server_encoding'), datcollate, current_setting('listen_addresses')"
+            " FROM pg_database;"
+        )
+        assert await postgres.execute(script, data, sockets, user="hearth", password="right") == ["UTF8|C|"]
         with pytest.raises(postgres.PostgresError, match="does not let us in"):
-            await postgres.connect(sockets, user="hearth", password="wrong")
+            await postgres.execute(script, data, sockets, user="hearth", password="wrong")
+        script.write_text("SELECT nothing;")
+        with pytest.raises(postgres.PostgresError, match=r"refused what it was asked.*nothing"):
+            await postgres.execute(script, data, sockets, user="hearth", password="right")
     finally:
         await unit.stop()
 
@@ -145,3 +152,27 @@ def test_a_lock_that_names_somebody_elses_process_is_cleared(tmp_path: Path) -> 
     lock.write_text("4194305\n")  # above the kernel's largest: nobody has it, and PostgreSQL copes
     postgres.clear_stale_lock(tmp_path)
     assert lock.exists()
+
+
+def test_a_user_without_a_name_is_told_what_initdb_misses(state: Path) -> None:
+    """As in a container that is started with a user id of its own."""
+    if os.geteuid() == 0:
+        state.chmod(0o777)
+        script = (
+            "import asyncio, pathlib, sys; from provisioning.providers.local import postgres;"
+            "asyncio.run(postgres.initdb(pathlib.Path(sys.argv[1]), superuser='hearth', password=None))"
+        )
+        python = python_for_others()
+        assert python
+        path = ":".join([*sys.path[1:], str(Path(__file__).parents[2])])
+        words = ["setpriv", "--reuid=61234", "--regid=61234", "--clear-groups", str(python), "-c", script]
+        done = subprocess.run(
+            [*words, str(state / "data")],
+            env={"PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd="/",
+        )
+        assert "Give this user id a line in /etc/passwd" in done.stderr
+    assert not (state / "data").exists()

@@ -180,6 +180,24 @@ def test_output_goes_to_a_log_that_is_rotated(tmp_path: Path, monkeypatch: pytes
     assert log.stat().st_mode & 0o777 == 0o600
 
 
+def test_the_log_of_a_process_that_never_ends_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "LOG_LIMIT", 2000)
+    monkeypatch.setattr(processes, "LOG_LOOK", 0.05)
+    log, old = tmp_path / "test.log", tmp_path / "test.log.1"
+
+    async def talk() -> None:
+        unit = Unit(shell(tmp_path, "while echo 0123456789; do sleep 0.001; done", log=log))
+        await unit.start()
+        await until(old.exists)
+        await until(lambda: 0 < log.stat().st_size < 2000)
+        assert unit.crashes == 0
+        await unit.stop()
+
+    asyncio.run(talk())
+    assert set(log.read_text().split()) == {"0123456789"}
+    assert old.stat().st_mode & 0o777 == 0o600
+
+
 def test_a_command_that_takes_too_long_is_killed_with_its_children(tmp_path: Path) -> None:
     with pytest.raises(TimeoutError):
         asyncio.run(run(shell(tmp_path, "sleep 60 & echo $! > pids; wait"), timeout=0.5))

@@ -44,6 +44,20 @@ def test_what_it_uses_is_seen(server: Homeserver) -> None:
     assert seen.started_at is not None
 
 
+def test_figures_are_fresh_after_every_change(server: Homeserver) -> None:
+    """Else a new server's first figures would be those of its first second, for a minute."""
+    wait_for(lambda: server.seen().disk_bytes > 0)
+    blob = server.folder / "media" / "local_content" / "blob"
+    blob.parent.mkdir(exist_ok=True)
+    blob.write_bytes(os.urandom(5_000_000))
+    server.configure()
+    try:
+        assert server.seen().media_bytes >= 5_000_000
+    finally:
+        blob.unlink()
+        server.configure()
+
+
 def test_the_same_again_changes_nothing(server: Homeserver) -> None:
     before = server.seen()
     server.make()

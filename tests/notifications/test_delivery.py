@@ -231,3 +231,15 @@ def test_pauses_grow_and_end() -> None:
     pauses = [services.pause_after(attempt) for attempt in range(1, 9)]
     assert pauses == sorted(pauses)
     assert (pauses[0], pauses[-1]) == (timedelta(seconds=30), timedelta(hours=6))
+
+
+def test_mails_are_kept_for_thirty_days(postbox: Postbox) -> None:
+    for state in Mail.State:
+        for days in (29, 31):
+            mail = queue(f"{state}-{days}@example.org")
+            Mail.objects.filter(pk=mail.pk).update(state=state, created=timezone.now() - timedelta(days=days))
+    assert services.prune(at_once=2) == 2
+    assert services.prune() == 1
+    assert services.prune() == 0
+    kept = set(Mail.objects.values_list("recipient", flat=True))
+    assert kept == {f"{state}-29@example.org" for state in Mail.State} | {"queued-31@example.org"}

@@ -121,3 +121,11 @@ def test_nothing_can_be_posted(reader: Client) -> None:
 def test_mails_that_left_are_not_shown(reader: Client, mail: Mail) -> None:
     Mail.objects.update(state=Mail.State.SENT)
     assert reader.get(f"/inbox/{mail.pk}/", **HERE).status_code == 404
+
+
+def test_whoever_waits_for_a_mail_is_told_where_it_is(client: Client, settings: Any) -> None:
+    for path in ("/account/confirm-email/", "/account/password/reset/done/"):
+        assert "Open the inbox" in client.get(path, **HERE).content.decode()
+        assert "inbox" not in client.get(path, **(HERE | {"REMOTE_ADDR": "192.0.2.7"})).content.decode()
+    settings.SMTP = smtp("smtp://127.0.0.1:1")
+    assert "inbox" not in client.get("/account/confirm-email/", **HERE).content.decode()

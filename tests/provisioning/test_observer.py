@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from django.db.models import F
 from django.utils import timezone
 
-from provisioning import engine, observer, samples, services
+from provisioning import checks, engine, observer, samples, services
 from provisioning.models import Sample, ServerStatus
 from provisioning.providers.base import Observation, ProviderError
 from tenants.models import Server
@@ -125,3 +129,79 @@ def test_samples_each_minute_for_a_week(made: Server, provider: ScriptedProvider
     Sample.objects.filter(pk=Sample.objects.latest("at").pk).update(at=timezone.now() - timedelta(days=8))
     assert samples.prune() == 1
     assert Sample.objects.count() == 1
+
+
+@contextmanager
+def answering(body: bytes) -> Iterator[str]:
+    """A homeserver in somebody else's hands: it answers everything with `body`, again and again."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            for _ in range(1 if body.startswith(b"{") else 64):
+                self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the name of the base class)
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            pass  # Hearth hung up in the middle
+
+    httpd = Server(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{httpd.server_port}"
+    finally:
+        httpd.shutdown()
+        httpd.server_close()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b'{"versions": ["v1.11"], "verify_keys": []}', "AnswerNotUnderstood"),
+        (b"x" * 1024 * 1024, "HomeserverUnreachable"),
+    ],
+)
+def test_what_one_homeserver_says_keeps_nobody_from_the_others(
+    body: bytes, reason: str, made: Server, make_server: Callable[..., Server], provider: ScriptedProvider
+) -> None:
+    other = make_server("quince")
+    operation = services.reconcile(other.pk)
+    assert operation is not None
+    engine.run(operation.pk)
+    provider.observations[str(other.pk)] = replace(
+        provider.observations[str(made.pk)], server_id=str(other.pk), started_at=time.time() - 60
+    )
+    with answering(body) as url:
+        status = look(made, provider, homeserver_url=url, started_at=time.time() + 1)
+    assert (status.phase, status.reason) == ("degraded", reason)
+    assert "untouched" in status.message or "checks again" in status.message
+    other_status = ServerStatus.objects.get(server=other)
+    assert (other_status.phase, bool(other_status.last_seen)) == ("ready", True)
+
+
+def test_a_count_that_makes_no_sense_is_none(made: Server, provider: ScriptedProvider) -> None:
+    for text, count in (("3.0", 3), ("nan", None), ("-1", None), ("1e300", None), ("many", None)):
+        with answering(b'{}\nsynapse_admin_mau_current{x="1"} ' + text.encode() + b"\n") as url:
+            assert checks.count_users(f"{url}/_synapse/metrics") == count
+
+
+def test_a_clock_that_was_put_back_delays_nothing(made: Server, provider: ScriptedProvider) -> None:
+    """What was written before lies a day ahead then."""
+    look(made, provider)
+    ahead = timezone.now() + timedelta(days=1)
+    Sample.objects.update(at=ahead)
+    ServerStatus.objects.update(next_check=ahead, last_seen=ahead)
+    Stub.broken = True
+    status = look(made, provider)
+    assert status.last_seen
+    assert status.last_seen < ahead
+    assert (status.phase, status.reason) == ("degraded", "HomeserverError")
+    assert Sample.objects.count() == 2

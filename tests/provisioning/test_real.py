@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,8 +22,10 @@ from provisioning.models import Operation, ServerStatus
 from provisioning.providers.base import ProviderError
 from provisioning.providers.local.paths import agent_socket, runtime_dir
 from provisioning.providers.local.provider import LocalProvider
+from tenants.errors import Refused
 from tenants.models import Server
-from tenants.releases import newest
+from tenants.releases import RELEASES, newest
+from tenants.services import upgrade_server
 from tests.services import wait
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -60,8 +65,8 @@ def carry_out(server: Server, **changes: Any) -> Operation:
     if changes:
         Server.objects.filter(pk=server.pk).update(generation=server.generation + 1, **changes)
         server.refresh_from_db()
-    operation = services.reconcile(server.pk)
-    assert operation is not None
+    made = services.reconcile(server.pk)
+    operation = made or Operation.objects.get(server=server, state="queued")
     began = time.monotonic()
     engine.run(operation.pk)
     operation.refresh_from_db()
@@ -115,6 +120,58 @@ def test_the_life_of_a_server(server: Server, agent: LocalProvider, alice: objec
     server.refresh_from_db()
     assert server.deleted
     assert agent.observe() == {}
+
+
+def test_upgrades_changes_and_a_crash(server: Server, agent: LocalProvider, alice: object) -> None:
+    newer, older = (release.version for release in RELEASES[:2])
+    Server.objects.filter(pk=server.pk).update(version=older)
+    server.refresh_from_db()
+    carry_out(server)
+    assert really_runs(server) == older
+    password = services.reveal_password(alice, server=server)
+
+    operation = carry_out(server, version=newer)
+    assert operation.kind == "upgrade"
+    assert (status(server), really_runs(server)) == (("ready", ""), newer)
+    assert sign_in(server, password).status_code == 200
+
+    upgrade_server(actor=alice, server=server, version=older)  # both know the other's schema: the way back is open
+    server.refresh_from_db()
+    carry_out(server)
+    assert (status(server), really_runs(server)) == (("ready", ""), older)
+    assert sign_in(server, password).status_code == 200
+
+    # One from before the schema that this one needs: refused before anything is touched.
+    closed = RELEASES[-1].version
+    before = agent.observe()[str(server.pk)].details
+    with pytest.raises(Refused, match=f"Synapse {closed}.*needs schema 84 or later, and {closed} knows only 83"):
+        upgrade_server(actor=alice, server=server, version=closed)
+    assert services.reconcile(server.pk) is None
+    assert agent.observe()[str(server.pk)].details == before
+
+    operation = carry_out(server, users=7)
+    assert operation.kind == "configure"
+    metrics = agent.observe()[str(server.pk)].metrics_url
+    limit = re.compile(r"^synapse_admin_mau_max(\{.*\})? 7\.0$", re.MULTILINE)
+    wait(lambda: limit.search(httpx.get(metrics, trust_env=False, timeout=30).text) is not None)
+    assert (status(server), sign_in(server, password).status_code) == (("ready", ""), 200)
+
+    os.kill(agent.observe()[str(server.pk)].details["synapse_pid"], signal.SIGKILL)
+    wait(lambda: status(server) in {("degraded", "SynapseCrashed"), ("degraded", "Starting")})
+    found = ServerStatus.objects.get(server=server)
+    assert "started again" in found.message or "does not answer yet" in found.message
+    assert (found.crashes, found.last_crash is not None, found.ready_since) == (1, True, None)
+    wait(lambda: status(server) == ("ready", ""))
+    assert sign_in(server, password).status_code == 200
+
+
+def really_runs(server: Server) -> str:
+    """Ask the homeserver itself, not Hearth, which version it is."""
+    found = ServerStatus.objects.get(server=server)
+    answer = httpx.get(f"{found.homeserver_url}/_matrix/federation/v1/version", trust_env=False, timeout=30)
+    said = str(answer.json()["server"]["version"]).split(" ")[0]
+    assert found.version == said
+    return said
 
 
 def test_a_cancelled_create_is_deleted_cleanly(server: Server, agent: LocalProvider, alice: object) -> None:

@@ -66,6 +66,17 @@ TABLE: list[tuple[str, Situation, str, str]] = [
         "DiskFull",
     ),
     (
+        "an upgrade failed after it stopped the server",
+        Situation(
+            applied_mode=RUNNING,
+            seen=seen(running=False),
+            checked=True,
+            operation=operation("upgrade", "failed", **FAILED),
+        ),
+        "degraded",
+        "DiskFull",
+    ),
+    (
         "an upgrade failed, and it crashed",
         Situation(
             applied_mode=RUNNING,

@@ -15,8 +15,8 @@ from audit.services import SYSTEM
 from security.errors import KeyFileError, UnsealError
 from security.keyring import deks, erasure, keks
 from security.models import PLATFORM, DataKey
+from security.rootkey import ensure_root_key
 from security.sealing import Place, seal, seal_at, unseal, unseal_at
-from security.sources.keyfile import ensure_root_key
 from tests.security.old import seal_old
 
 pytestmark = pytest.mark.django_db

@@ -6,15 +6,21 @@ import socket
 from collections.abc import Callable, Iterator
 
 import pytest
+from django.conf import settings
+from django.utils import timezone
 from dnslib import QTYPE, RCODE, RR, TXT, DNSRecord
 from dnslib.server import DNSServer
-from pytest_django import Settings
+from pytest_django import DjangoCaptureOnCommitCallbacks, Settings
 
+from accounts import limits
 from accounts.models import User
 from audit.models import AuditEvent
+from provisioning import fleet
 from tenants import dns, services
 from tenants.errors import Refused
-from tenants.models import Domain, Organisation, Plan
+from tenants.models import Domain, Organisation, Plan, Server
+from tenants.services import domains
+from tests.tenants.conftest import Seams
 from tests.tenants.together import at_once
 
 pytestmark = pytest.mark.django_db
@@ -203,3 +209,98 @@ def test_a_domain_in_use_cannot_be_given_up(claimed: Domain, acme: Organisation,
     assert not Domain.objects.exists()
     with pytest.raises(Refused, match="no longer in the list"):
         services.remove_domain(actor=alice, domain=claimed)
+
+
+@pytest.mark.parametrize("trouble", ["missing", "wrong", "other", "broken"])
+def test_the_longest_name_gets_its_sentence(acme: Organisation, alice: User, zone: Zone, trouble: str) -> None:
+    longest = ".".join(["x" * 63, "x" * 63, "x" * 63, "x" * 38])
+    domain = services.claim_domain(actor=alice, organisation=acme, name=longest)
+    name, _ = record_of(domain)
+    zone.broken = trouble == "broken"
+    zone.texts = {"wrong": {name: ["hearth-verify=" + "y" * 2000]}, "other": {name: ["spf"]}}.get(trouble, {})
+    with pytest.raises(Refused):
+        check(alice, domain)
+    domain.refresh_from_db()
+    assert len(domain.last_error) > 200
+
+
+@pytest.mark.parametrize("limit", ["CHECKS_DOMAIN", "CHECKS_ORGANISATION"])
+def test_dns_is_not_asked_without_end(
+    claimed: Domain, alice: User, zone: Zone, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(domains, limit, limits.Limit("t", 2, 3600))
+    for _ in range(2):
+        with pytest.raises(Refused, match="DNS knows no"):
+            check(alice, claimed)
+    monkeypatch.setattr(dns, "check", lambda _: pytest.fail("DNS was asked"))
+    with pytest.raises(Refused, match=r"DNS was asked often just now.*Check again in .* minute"):
+        check(alice, claimed)
+    claimed.refresh_from_db()
+    assert "DNS knows no" in claimed.last_error
+
+
+def test_a_proof_stands_when_its_record_vanishes(claimed: Domain, acme: Organisation, alice: User, zone: Zone) -> None:
+    name, value = record_of(claimed)
+    zone.texts[name] = [value]
+    proved = check(alice, claimed)
+    zone.texts.clear()
+    assert check(alice, proved).proved == proved.proved
+    services.create_server(actor=alice, organisation=acme, name="x", region="local", domain="chat.example.org")
+
+
+@pytest.fixture
+def proved(claimed: Domain, alice: User, zone: Zone) -> Domain:
+    zone.texts[record_of(claimed)[0]] = [record_of(claimed)[1]]
+    return check(alice, claimed)
+
+
+@pytest.fixture
+def on_it(proved: Domain, acme: Organisation, alice: User) -> Server:
+    """A server of Acme on the domain that it has proved."""
+    return services.create_server(actor=alice, organisation=acme, name="x", region="local", domain="chat.example.org")
+
+
+@pytest.fixture
+def other(charlie: User, plans: dict[str, Plan]) -> Organisation:
+    return services.create_organisation(actor=charlie, name="Other", plan=plans["ember"])
+
+
+def test_a_proof_taken_back_is_carried_out_and_noted(
+    proved: Domain,
+    on_it: Server,
+    charlie: User,
+    seams_of_test: Seams,
+    django_capture_on_commit_callbacks: DjangoCaptureOnCommitCallbacks,
+) -> None:
+    with django_capture_on_commit_callbacks(execute=True):
+        assert services.revoke_domain(actor=charlie, domain=proved)
+    assert not services.revoke_domain(actor=charlie, domain=proved)
+    on_it.refresh_from_db()
+    assert on_it.generation == 2
+    assert seams_of_test.woken == [on_it.pk]
+    assert AuditEvent.objects.get(verb="domain.revoke").actor_id == charlie.pk
+    with pytest.raises(Refused, match="not on a domain that you have proved"):
+        services.create_server(
+            actor=charlie, organisation=proved.organisation, name="y", region="local", domain="b.example.org"
+        )
+
+
+def test_after_it_the_new_holder_proves(proved: Domain, other: Organisation, charlie: User, zone: Zone) -> None:
+    services.revoke_domain(actor=charlie, domain=proved)
+    theirs = services.claim_domain(actor=charlie, organisation=other, name="example.org")
+    zone.texts[record_of(theirs)[0]] = [record_of(theirs)[1]]
+    assert check(charlie, theirs).proved is not None
+
+
+def test_an_unproved_name_never_federates(proved: Domain, on_it: Server, other: Organisation, charlie: User) -> None:
+    fleet.seed_region()
+    assert fleet.may_federate(on_it)
+    services.revoke_domain(actor=charlie, domain=proved)
+    assert not fleet.may_federate(on_it)
+    # Another organisation's proof of the same domain is not this one's.
+    Domain.objects.create(organisation=other, name="example.org", token="t", proved=timezone.now())
+    assert not fleet.may_federate(on_it)
+    base = settings.HEARTH["HEARTH_BASE_DOMAIN"]
+    names = {"notexample.org": False, f"x.{base}": True, base: False, f"x{base}": False}
+    seen = {name: fleet.may_federate(Server(organisation=on_it.organisation, server_name=name)) for name in names}
+    assert seen == names

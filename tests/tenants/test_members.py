@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from allauth.account.models import EmailAddress
 
+from accounts import limits
 from accounts.models import User
 from audit.models import AuditEvent
+from notifications.models import Mail
 from tenants import services
 from tenants.errors import Refused
 from tenants.models import Membership, Organisation
@@ -109,3 +113,52 @@ def test_invitations_are_not_for_collecting_addresses(acme: Organisation, alice:
         services.add_member(actor=alice, organisation=acme, email=f"p{number}@example.org", role="member")
     with pytest.raises(Refused, match="open invitations"):
         services.add_member(actor=alice, organisation=acme, email="one-more@example.org", role="member")
+
+
+def test_a_mail_tells_of_the_invitation(acme: Organisation, alice: User, charlie: User, settings: Any) -> None:
+    settings.PUBLIC_URL = "https://hearth.example"
+    for address in (charlie.email, "nobody@example.org"):
+        services.add_member(actor=alice, organisation=acme, email=address, role="owner")
+    known, unknown = (Mail.objects.get(recipient=address) for address in (charlie.email, "nobody@example.org"))
+    assert known.subject == "You are invited to “Acme” at Hearth"
+    assert "alice@example.org invites you" in known.text
+    assert "https://hearth.example/" in known.text
+    assert (known.subject, known.text) == (unknown.subject, unknown.text)
+
+
+def test_a_mail_goes_only_with_its_invitation(acme: Organisation, alice: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(**_: object) -> None:
+        raise RuntimeError("the disk is full")
+
+    monkeypatch.setattr(members, "record", broken)
+    with pytest.raises(RuntimeError, match="disk"):
+        services.add_member(actor=alice, organisation=acme, email="dora@example.org", role="member")
+    assert not Mail.objects.exists()
+    assert acme.invitations.count() == 0
+
+
+def test_a_mailbox_is_not_flooded_by_inviting_again_and_again(acme: Organisation, alice: User) -> None:
+    for _ in range(members.MAILS_MAILBOX.amount + 3):
+        invitation = services.add_member(actor=alice, organisation=acme, email="dora@example.org", role="member")
+        services.withdraw_invitation(actor=alice, invitation=invitation)
+    assert Mail.objects.filter(recipient="dora@example.org").count() == members.MAILS_MAILBOX.amount
+
+
+@pytest.mark.parametrize("limit", ["INVITES_PERSON", "INVITES_ORGANISATION"])
+def test_nobody_invites_without_end(
+    acme: Organisation, alice: User, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(members, limit, limits.Limit("t", 1, 86_400))
+    services.add_member(actor=alice, organisation=acme, email="p1@example.org", role="member")
+    with pytest.raises(Refused, match=r"invited very many people today\. Nobody was invited"):
+        services.add_member(actor=alice, organisation=acme, email="p2@example.org", role="member")
+    assert acme.invitations.count() == Mail.objects.count() == 1
+
+
+def test_an_owner_removed_in_the_same_moment_removes_nobody(acme: Organisation, alice: User, bob: User) -> None:
+    acme.memberships.filter(user=bob).update(role="owner")
+    hers = membership(acme, alice)
+    services.remove_member(actor=alice, membership=membership(acme, bob))
+    with pytest.raises(Refused, match="no longer an owner"):
+        services.remove_member(actor=bob, membership=hers)
+    assert acme.memberships.count() == 1

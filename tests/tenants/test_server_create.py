@@ -52,11 +52,15 @@ def test_a_name_is_taken_in_any_organisation(
     assert other.servers.count() == 0
 
 
-def test_the_name_of_a_removed_server_is_free_again(make_server: Callable[[str], Server]) -> None:
-
+def test_the_name_of_a_removed_server_stays_with_its_organisation(
+    make_server: Callable[[str], Server], charlie: User, plans: dict[str, Plan]
+) -> None:
     server = make_server("chat")
     server.deleted = timezone.now()
     server.save()
+    other = services.create_organisation(actor=charlie, name="Other", plan=plans["ember"])
+    with pytest.raises(Refused, match="is taken"):
+        services.create_server(actor=charlie, organisation=other, name="chat", region="local")
     assert make_server("chat").server_name == server.server_name
 
 

@@ -118,7 +118,7 @@ def test_members_are_invited_and_join(
     members = url("organisation_members", acme)
     unknown = hers.post(members, {"email": "nobody@example.org", "role": "member"}, follow=True)
     known = hers.post(members, {"email": "charlie@example.org", "role": "member"}, follow=True)
-    sentence = "is invited. Tell them to sign in to Hearth, or to sign up, with this address"
+    sentence = "is invited. Hearth tells them by mail"
     assert sentence in text_of(unknown)
     assert sentence in text_of(known)
     his = client_for(charlie)
@@ -188,7 +188,7 @@ def test_a_server_is_made_in_the_browser(hers: Client, acme: Organisation) -> No
     ("sent", "sentence"),
     [
         ({"name": "Chat", "region": "local"}, "Write “chat”"),
-        ({"name": "taken", "region": "local"}, "is taken"),
+        ({"name": "taken", "region": "local"}, "You have a server called"),
         ({"name": "x", "region": "moon"}, "takes no new servers"),
         ({"name": "x", "region": "local", "domain": "example.org"}, "not on a domain that you have proved"),
         ({"name": "\x00", "region": "local"}, "Null characters"),
@@ -353,3 +353,56 @@ def grow(acme: Organisation, alice: User, numbers: range) -> None:
         Domain.objects.create(organisation=acme, name=f"d{number}.example.org", token="t")
         other = Organisation.objects.create(name=f"Other {number}", slug=f"other-{number}")
         Membership.objects.create(organisation=other, user=alice, role="owner")
+
+
+# What is gone is gone at once
+
+
+def test_removal_takes_effect_at_once(
+    acme: Organisation, server: Server, alice: User, bob: User, client_for: SignIn
+) -> None:
+    his = client_for(bob)
+    assert his.get(url("organisation", acme)).status_code == 200
+    services.remove_member(actor=alice, membership=acme.memberships.get(user=bob))
+    for name in PAGES:
+        assert his.get(url(name, acme)).status_code == 404
+    assert his.get(url("server", acme, server_id=server.pk)).status_code == 404
+    assert "Acme" not in his.get("/", follow=True).content.decode()
+
+
+def test_an_owner_who_becomes_a_member_acts_no_more(
+    acme: Organisation, server: Server, bob: User, client_for: SignIn
+) -> None:
+    acme.memberships.filter(user=bob).update(role="owner")
+    his = client_for(bob)
+    assert his.get(url("server_delete", acme, server_id=server.pk)).status_code == 200
+    acme.memberships.filter(user=bob).update(role="member")
+    assert his.post(url("server_restart", acme, server_id=server.pk), {"generation": 1}).status_code == 403
+
+
+LONG_ADDRESS = f"{'a' * 60}@{'b' * 60}.{'c' * 60}.{'d' * 60}.{'e' * 20}.org"
+WEIRD = ("a\x00b", "x" * 1_000_000, "ü" * 100_000, "\u202eevil", "👩‍👩‍👧‍👦", "9" * 5000, "-1", LONG_ADDRESS)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("organisation_new", "name plan"),
+        ("organisation_plan", "plan"),
+        ("organisation_members", "email role"),
+        ("organisation_domains", "name"),
+        ("server_new", "name region domain"),
+        ("server_suspend", "message generation"),
+        ("server_delete", "confirm"),
+        ("server_upgrade", "version"),
+    ],
+)
+def test_whatever_is_typed_gets_a_sentence(hers: Client, server: Server, name: str, fields: str) -> None:
+    good = {"name": "new", "plan": "ember", "email": "dora@example.org", "role": "member", "region": "local",
+            "generation": 1, "version": "1.156.0"}  # fmt: skip
+    place: dict[str, object] = {} if name == "organisation_new" else {"slug": "acme"}
+    if name.startswith("server_") and name != "server_new":
+        place["server_id"] = server.pk
+    for field in fields.split():
+        for value in WEIRD:
+            assert hers.post(reverse(name, kwargs=place), good | {field: value}).status_code in {200, 302}

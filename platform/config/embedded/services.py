@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib.util
 import os
 import time
@@ -17,6 +16,7 @@ from provisioning.providers.local.processes import Command, Unit, describe_exit,
 
 # Outside what distributions and systemd hand out; the folder's owner decides once it exists.
 POSTGRES_UID = 60100
+SCRIPT = Path(__file__).with_name("database.sql")
 POSTGRES_SETTINGS = {
     "shared_buffers": "64MB",
     "max_connections": "100",
@@ -34,17 +34,20 @@ class Postgres:
     """Hearth's own database on a unix socket that only its user (and root) may open."""
 
     def __init__(self, state: Path) -> None:
+        self._state = state
         self._data = state / "postgres"
         self._sockets = runtime_dir(state) / "postgres"
         self._uid = self._choose_uid()
         self._capabilities = () if self._uid is None else (passage(self._data) or passage(postgres.BIN))
+        self.socket = postgres.socket_path(self._sockets)
         self._log = state / "logs" / "postgres.log"
         self.url = f"postgres:///hearth?host={self._sockets}&user=hearth"
 
     def _choose_uid(self) -> int | None:
         if os.geteuid() != 0:
             return None
-        return self._data.stat().st_uid if self._data.exists() else POSTGRES_UID
+        # Root's own is a copy that was brought back from somewhere: PostgreSQL refuses to be root.
+        return (self._data.stat().st_uid if self._data.exists() else 0) or POSTGRES_UID
 
     def check_version(self) -> None:
         """Refuse a database folder of another major version than the PostgreSQL that is installed."""
@@ -87,20 +90,21 @@ class Postgres:
                 break
             await asyncio.sleep(0.1)
         postgres.clear_stale_lock(self._data)
+        runtime_dir(self._state)  # /tmp may have been emptied
         self._sockets.mkdir(mode=0o700, exist_ok=True)
+        if self._uid is not None and self._data.stat().st_uid != self._uid:
+            await asyncio.to_thread(postgres.give, self._data, self._uid, self._uid)
         if self._uid is not None:
             os.chown(self._sockets, self._uid, self._uid)
         for stale in self._sockets.iterdir():
             stale.unlink()
 
     async def _answer(self, unit: Unit) -> None:
-        pidfile = self._data / "postmaster.pid"
         end = time.monotonic() + 120
         while time.monotonic() < end:
-            # Its last line says "ready" once it takes connections; a crash recovery may take a while.
-            with contextlib.suppress(OSError):
-                if unit.state == "running" and pidfile.read_text(encoding="ascii").rstrip().endswith("ready"):
-                    break
+            # A crash recovery may take a while.
+            if unit.state == "running" and postgres.ready(self._data):
+                break
             if unit.crashes >= 4:
                 raise StartRefused(_died("PostgreSQL", unit, self._log))
             await asyncio.sleep(0.02)
@@ -108,28 +112,28 @@ class Postgres:
             raise StartRefused(
                 f"PostgreSQL did not get ready in two minutes. Its log is {self._log}; data is unharmed."
             )
-        connection = await postgres.connect(self._sockets, user="hearth", password=None)
-        async with connection:
-            found = await connection.execute("select 1 from pg_database where datname = 'hearth'")
-            if await found.fetchone() is None:
-                await connection.execute("create database hearth")
+        try:
+            await postgres.execute(SCRIPT, self._data, self._sockets, user="hearth")
+        except postgres.PostgresError as error:
+            raise StartRefused(f"{error} Your data was left as it is. The log is {self._log}.") from None
 
 
 class Redis:
     """Broker and cache on a unix socket. What it holds may be lost at any time; it is kept only to spare counters."""
 
     def __init__(self, state: Path) -> None:
+        self._state = state
         self._folder = state / "redis"
-        self._socket = runtime_dir(state) / "redis.sock"
+        self.socket = runtime_dir(state) / "redis.sock"
         self._log = state / "logs" / "redis.log"
-        self.url = f"unix://{self._socket}?db=0"
+        self.url = f"unix://{self.socket}?db=0"
 
     async def start(self, make: MakeUnit) -> None:
         """Returns once Redis answers."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
         options = {
             "port": "0",
-            "unixsocket": str(self._socket),
+            "unixsocket": str(self.socket),
             "unixsocketperm": "700",
             "dir": str(self._folder),
             "appendonly": "yes",
@@ -151,11 +155,12 @@ class Redis:
             await asyncio.sleep(0.02)
 
     async def _clear(self) -> None:
-        self._socket.unlink(missing_ok=True)
+        runtime_dir(self._state)  # /tmp may have been emptied
+        self.socket.unlink(missing_ok=True)
 
     async def _answers(self) -> bool:
         try:
-            reader, writer = await asyncio.open_unix_connection(str(self._socket))
+            reader, writer = await asyncio.open_unix_connection(str(self.socket))
         except OSError:
             return False
         try:

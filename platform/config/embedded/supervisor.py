@@ -22,12 +22,16 @@ from provisioning.providers.local.environments import environment_dir
 from provisioning.providers.local.paths import RuntimeFolderError, agent_socket, runtime_dir
 from provisioning.providers.local.processes import Command, Unit, describe_exit, run
 from provisioning.providers.local.provider import LocalProvider
+from security.rootkey import ensure_root_key
 from tenants.releases import newest
 
 LOOPBACK = ("127.", "::1", "localhost")
 Before = Callable[[], Awaitable[None]] | None
 PREPARE_TIMEOUT = 600.0
 READY_TIMEOUT = 90.0
+LONGEST_WAIT = 4.0
+"""Seconds between two starts of a part that keeps crashing."""
+SOCKET_LOOK = 3.0
 
 
 class Supervisor:
@@ -39,6 +43,7 @@ class Supervisor:
         self.url: str = settings["HEARTH_PUBLIC_URL"] or f"http://localhost:{settings['HEARTH_PORT']}"
         self._services: list[tuple[str, Unit]] = []
         self._children: list[tuple[str, Unit]] = []
+        self._sockets: list[tuple[str, Path, Unit]] = []
         self._links: dict[str, str] = {}
         self._stopping = False
         self._lock: Lock | None = None
@@ -59,7 +64,7 @@ class Supervisor:
             await self._keep(children.beat(env, self.state))
             await self._until_ready()
         self._welcome(time.monotonic() - began)
-        await self._warm(environments)
+        await asyncio.gather(self._warm(environments), self._warn(), self._keep_sockets(), return_exceptions=True)
 
     def _claim(self) -> None:
         refuse_open_inbox(self.settings)
@@ -69,6 +74,9 @@ class Supervisor:
         self._lock.write(self.url)
         ensure_secret(self.state / "secrets" / "secret-key")
         self._inbox = ensure_secret(self.state / "secrets" / "inbox-token")
+        if not (self.settings["HEARTH_KEY_FILE"] or self.settings["HEARTH_HSM_MODULE"]):
+            # Before the database: one without its key is taken for damaged, and a start may end between the two.
+            ensure_root_key(self.state / "keys" / "root.key")
 
     async def _start_services(self) -> tuple[str, str]:
         """Start what no setting replaces, both at once; return their addresses."""
@@ -95,13 +103,24 @@ class Supervisor:
         return urls["PostgreSQL"], urls["Redis"]
 
     async def _serve(self, name: str, service: Postgres | Redis) -> None:
-        await service.start(lambda command, before: self._unit(name, command, self._services, before))
+        def make(command: Command, before: Callable[[], Awaitable[None]]) -> Unit:
+            unit = self._unit(name, command, self._services, before)
+            self._sockets.append((name, service.socket, unit))
+            return unit
+
+        await service.start(make)
 
     async def _keep(self, command: Command) -> None:
         await self._unit(command.name, command, self._children).start()
 
     def _unit(self, name: str, command: Command, group: list[tuple[str, Unit]], before: Before = None) -> Unit:
-        unit = Unit(command, on_exit=lambda code: self._died(name, command, code), before_start=before)
+        # These few are Hearth itself: while one is down nobody is served, and another try costs a second.
+        unit = Unit(
+            command,
+            on_exit=lambda code: self._died(name, command, code),
+            before_start=before,
+            longest_wait=LONGEST_WAIT,
+        )
         group.append((name, unit))
         return unit
 
@@ -170,11 +189,27 @@ class Supervisor:
         say()
         if not self.settings["HEARTH_SMTP_URL"]:
             local = f"http://localhost:{self.settings['HEARTH_PORT']}"
-            say(f"  Mails that Hearth would send: {local}/inbox/?token={self._inbox}")
+            say(f"  The inbox, with the mails that Hearth would send: {local}/inbox/?token={self._inbox}")
         if path := self._links.get("staff"):
             say(f"  The first staff account (works once, for a day): {self.url}{path}")
         say("  Ctrl-C stops everything, homeservers too.")
         say(f"\nHearth is ready after {seconds:.1f} s: {self.url}\n")
+
+    async def _warn(self) -> None:
+        """Say it when servers are not isolated from one another; the agent knows."""
+        with contextlib.suppress(ProviderError):
+            if weakness := await asyncio.to_thread(LocalProvider(agent_socket(self.state)).weakness):
+                say(f"! Homeservers on this machine are not isolated from one another. {weakness}")
+
+    async def _keep_sockets(self) -> None:
+        """Somebody may empty /tmp: then only a new start lets the others find the database and the broker again."""
+        while True:
+            await asyncio.sleep(SOCKET_LOOK)
+            for name, path, unit in self._sockets:
+                if unit.state == "running" and not path.exists() and not self._stopping:
+                    say(f"✗ The socket of {name} was removed ({path}); {name} is started again.")
+                    await unit.stop()
+                    await unit.start()
 
     async def _warm(self, environments: Path) -> None:
         """Have the newest Synapse installed before somebody waits for it. The agent does it: it is the one writer."""

@@ -6,12 +6,9 @@ is derived from it with HKDF-SHA256 (RFC 5869), and wrapping is XChaCha20-Poly13
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import secrets
 import stat
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,7 +17,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from security import xchacha
 from security.errors import KeyFileError, UnknownRootKey, WrongKey
-from security.secret import KEY, Key
+from security.rootkey import KEY, ensure_root_key
+from security.secret import Key
 
 WRAPPING = b"hearth root wrapping v1"
 NAMING = b"hearth root name v1"
@@ -87,23 +85,6 @@ def name(root: bytes) -> str:
 def derive(root: bytes, purpose: bytes) -> Key:
     """Return the key for one purpose of a root key."""
     return Key(HKDF(algorithm=SHA256(), length=KEY, salt=None, info=purpose).derive(root))
-
-
-def ensure_root_key(path: Path) -> None:
-    """Create the root key with mode 0600 unless it exists. A crash in the middle leaves either a whole key or none."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if path.exists():
-        return
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-key-") as file:  # made with mode 0600
-        file.write(os.urandom(KEY))
-        file.flush()
-        os.fsync(file.fileno())
-        # A link fails where a file is, so two that start at once agree on one key.
-        with contextlib.suppress(FileExistsError):
-            os.link(file.name, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    os.fsync(directory)
-    os.close(directory)
 
 
 def read_root(path: Path) -> bytes:

@@ -49,9 +49,7 @@ def homeserver(spec: ServerSpec, places: Places) -> dict[str, Any]:
         "report_stats": False,
         "listeners": _listeners(places),
         "database": _database(spec, places),
-        "signing_key_path": str(places.signing_key),
-        "media_store_path": str(places.media),
-        "log_config": str(places.log_config),
+        **_paths(places),
         "macaroon_secret_key": spec.secrets["macaroon"],
         "registration_shared_secret": spec.secrets["registration"],
         "form_secret": spec.secrets["form"],
@@ -63,6 +61,13 @@ def homeserver(spec: ServerSpec, places: Places) -> dict[str, Any]:
         "url_preview_enabled": False,
     }
     return config | _people(spec) | _federation(spec) | _suspension(spec)
+
+
+def placed(config: dict[str, Any], places: Places) -> dict[str, Any]:
+    """Return a configuration that was made elsewhere, for these places; all else stays as it is."""
+    database = config["database"]
+    args = database["args"] | {"host": str(places.socket_dir)}
+    return config | _paths(places) | {"listeners": _listeners(places), "database": database | {"args": args}}
 
 
 def log_config(places: Places) -> dict[str, Any]:
@@ -91,6 +96,14 @@ def log_config(places: Places) -> dict[str, Any]:
 def render(content: dict[str, Any]) -> str:
     """Return YAML, always the same for the same content."""
     return yaml.safe_dump(content, sort_keys=True, allow_unicode=True)
+
+
+def _paths(places: Places) -> dict[str, str]:
+    return {
+        "signing_key_path": str(places.signing_key),
+        "media_store_path": str(places.media),
+        "log_config": str(places.log_config),
+    }
 
 
 def _listeners(places: Places) -> list[dict[str, Any]]:

@@ -92,7 +92,7 @@ async def _build(place: Path, version: str, lock: Path, progress: Progress, cach
         progress(f"Installing Synapse {version} and what it needs.")
         install = ["pip", "install", "--python", str(building / "venv" / "bin" / "python"), "--require-hashes"]
         await _uv([*install, "--compile-bytecode", "--no-build", "-r", str(lock)], cache, progress)
-        (building / "venv").rename(place)
+        await asyncio.to_thread(_put, building / "venv", place, building / "old")
     except TimeoutError:
         raise ProviderError(
             f"Installing Synapse {version} took more than {BUILD_SECONDS / 60:.0f} minutes. Nothing was changed. "
@@ -130,8 +130,18 @@ async def _uv(words: list[str], cache: Path, progress: Progress) -> None:
         )
 
 
+def _put(made: Path, place: Path, old: Path) -> None:
+    if place.exists():  # one that the servers' users can't run
+        place.rename(old)
+    made.rename(place)
+
+
 def _whole(place: Path) -> bool:
-    return (place / "bin" / "python").exists()
+    """Tell whether a finished environment is there that the servers' users can run where they could run another."""
+    python = place / "bin" / "python"
+    if not python.exists():
+        return False
+    return os.geteuid() != 0 or _python(place) == Path(sys.executable).resolve() or closed_folder(python) is None
 
 
 @contextlib.asynccontextmanager

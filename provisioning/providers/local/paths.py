@@ -21,8 +21,7 @@ def runtime_dir(state: Path) -> Path:
     Paths of unix sockets end at 107 bytes (unix(7)), and a state folder may lie deep: so they get a short folder under
     /tmp, named after a hash of the state folder's real path. Others may pass through it but not list it.
     """
-    name = hashlib.sha256(os.fsencode(state.resolve())).hexdigest()[:8]
-    folder = Path(f"/tmp/hearth-{name}")  # noqa: S108 (its owner is checked below)
+    folder = _place(state)
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o711)
     found = folder.lstat()
@@ -34,5 +33,10 @@ def runtime_dir(state: Path) -> Path:
 
 
 def agent_socket(state: Path) -> Path:
-    """Return the socket that the agent of `state` listens on."""
-    return runtime_dir(state) / AGENT_SOCKET
+    """Return the socket that the agent of `state` listens on. Makes nothing: a caller leaves no folder behind."""
+    return _place(state) / AGENT_SOCKET
+
+
+def _place(state: Path) -> Path:
+    name = hashlib.sha256(os.fsencode(state.resolve())).hexdigest()[:8]
+    return Path(f"/tmp/hearth-{name}")  # noqa: S108 (its owner is checked where it is made)

@@ -18,11 +18,11 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import psycopg
-
 from provisioning.providers.local.processes import Command, run
 
 PORT = 5432
+NO_CONNECTION = 2
+"""psql's exit code when it could not connect."""
 SMALL: Mapping[str, str] = {
     # A homeserver for a handful of people; Synapse holds 10 connections at most.
     "shared_buffers": "32MB",
@@ -61,6 +61,7 @@ async def initdb(
     gid: int | None = None,
     capabilities: tuple[str, ...] = (),
     staging: Path | None = None,
+    programs: Path = BIN,
 ) -> None:
     """Make a cluster at `data` (UTF8, locale C, scram) unless it is there. A crash leaves either all of it or nothing.
 
@@ -74,7 +75,7 @@ async def initdb(
     staging.mkdir(mode=0o700)
     builder = nobody() if uid is not None and os.geteuid() == 0 else None
     try:
-        words = _initdb_words(staging, superuser, password)
+        words = _initdb_words(programs, staging, superuser, password)
         if builder is not None:
             for path in (staging, *staging.iterdir()):
                 os.chown(path, *builder)
@@ -83,16 +84,19 @@ async def initdb(
         lines: list[str] = []
         if await run(command, line=lines.append, timeout=120) != 0:
             causes = [line for line in lines if re.search("FATAL|ERROR|could not|error:", line)]
-            raise PostgresError("initdb failed: " + " ".join((causes or lines)[:3]))
+            said = " ".join((causes or lines)[:3])
+            if "could not look up effective user" in said:
+                said += ". Give this user id a line in /etc/passwd, or start Hearth as a user that has one."
+            raise PostgresError(f"initdb failed: {said}")
         if uid is not None:
-            await asyncio.to_thread(_give, staging / "data", uid, gid if gid is not None else uid)
+            await asyncio.to_thread(give, staging / "data", uid, gid if gid is not None else uid)
         (staging / "data").rename(data)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _initdb_words(staging: Path, superuser: str, password: str | None) -> tuple[str, ...]:
-    words = [str(BIN / "initdb"), "-D", str(staging / "data"), "-U", superuser, "--locale=C", "--encoding=UTF8"]
+def _initdb_words(programs: Path, staging: Path, superuser: str, password: str | None) -> tuple[str, ...]:
+    words = [str(programs / "initdb"), "-D", str(staging / "data"), "-U", superuser, "--locale=C", "--encoding=UTF8"]
     words += ["--no-instructions", "-c", "shared_buffers=32MB", "-c", "max_connections=40"]
     if password is None:
         return (*words, "--auth=trust")
@@ -112,6 +116,8 @@ def server_command(
     settings: Mapping[str, str] = SMALL,
     capabilities: tuple[str, ...] = (),
     stop_timeout: float = 10.0,
+    programs: Path = BIN,
+    oom_score: int = 0,
 ) -> Command:
     """Return the command that serves `data` on a unix socket in `socket_dir` alone, with no TCP port at all."""
     options = {
@@ -124,7 +130,7 @@ def server_command(
         "log_line_prefix": "%m [%p] ",
         **settings,
     }
-    words = (str(BIN / "postgres"), "-D", str(data), *(f"--{key}={value}" for key, value in options.items()))
+    words = (str(programs / "postgres"), "-D", str(data), *(f"--{key}={value}" for key, value in options.items()))
     return Command(
         name,
         words,
@@ -138,6 +144,7 @@ def server_command(
         # Left alone by our death it would go on; killed it would leave its children to find out by themselves.
         death_signal=signal.SIGQUIT,
         capabilities=capabilities,
+        oom_score=oom_score,
     )
 
 
@@ -151,24 +158,45 @@ def environment() -> dict[str, str]:
     return {"LC_ALL": "C", "TZ": "UTC", "PATH": os.defpath}
 
 
-async def connect(
+def ready(data: Path) -> bool:
+    """Tell whether the server on `data` takes connections: the last line of its lock file says so."""
+    try:
+        return (data / "postmaster.pid").read_text(encoding="ascii").rstrip().endswith("ready")
+    except (OSError, ValueError):
+        return False
+
+
+async def execute(
+    script: Path,
+    data: Path,
     socket_dir: Path,
     *,
     user: str,
-    password: str | None,
-    dbname: str = "postgres",
+    password: str | None = None,
+    variables: Mapping[str, str] | None = None,
     timeout: float = 60.0,
-) -> psycopg.AsyncConnection[tuple[object, ...]]:
-    """Return a connection in autocommit mode; tries again for `timeout` seconds while the server starts."""
+) -> list[str]:
+    """Run a script of psql as a superuser once the server takes connections; return the lines that it prints.
+
+    A program of its own, since no process of ours needs a database driver for anything else. Secrets go by its
+    environment (`\\getenv`), which only its user can read, never by its command line.
+    """
+    words = ("-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", str(socket_dir), "-U", user, "-d", "postgres")
+    secret = {} if password is None else {"PGPASSWORD": password}
+    env = {**environment(), **secret, **(variables or {}), "PGCONNECT_TIMEOUT": "10"}
+    command = Command("psql", (str(BIN / "psql"), *words, "-f", str(script)), Path("/"), env)
     end = time.monotonic() + timeout
     while True:
-        try:
-            return await psycopg.AsyncConnection.connect(
-                host=str(socket_dir), user=user, password=password, dbname=dbname, autocommit=True, connect_timeout=10
-            )
-        except psycopg.OperationalError as error:
-            if time.monotonic() > end or "password authentication failed" in str(error):
-                raise PostgresError(f"PostgreSQL does not let us in: {error}".strip()) from None
+        lines: list[str] = []
+        if ready(data) or time.monotonic() > end:
+            code = await run(command, line=lines.append, timeout=60)
+            if code == 0:
+                return lines
+            text = " ".join(lines)
+            if code != NO_CONNECTION:
+                raise PostgresError(f"PostgreSQL refused what it was asked: {text}")
+            if time.monotonic() > end or "password authentication failed" in text:
+                raise PostgresError(f"PostgreSQL does not let us in: {text}")
         await asyncio.sleep(0.01)
 
 
@@ -205,7 +233,8 @@ def new_password() -> str:
     return secrets.token_urlsafe(24)
 
 
-def _give(root: Path, uid: int, gid: int) -> None:
+def give(root: Path, uid: int, gid: int) -> None:
+    """Make all below `root` that user's, following no link."""
     for path in _walk(root):
         os.chown(path, uid, gid, follow_symlinks=False)
 

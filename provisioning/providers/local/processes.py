@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import IO, Literal
 
 LOG_LIMIT = 10 * 1024 * 1024
+LOG_LOOK = 30.0
+"""Seconds between two looks at the size of a running process's log."""
 BACK_OFF_FIRST = 0.5
 BACK_OFF_MOST = 30.0
 STEADY = 60.0
@@ -40,7 +42,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Command:
-    """One process to start. Without `log` its output goes to our standard error; `log` is rotated at 10 MB on start."""
+    """One process to start. Without `log` its output goes to our standard error; `log` is rotated at 10 MB."""
 
     name: str
     argv: tuple[str, ...]
@@ -55,6 +57,8 @@ class Command:
     """What the kernel sends when our process dies. PostgreSQL prefers SIGQUIT: it then ends its own children."""
     capabilities: tuple[str, ...] = ()
     """Capabilities that survive the change to `uid`, such as `dac_read_search`."""
+    oom_score: int = 0
+    """Above 0: when memory runs out, the kernel ends this one before those with less (proc(5), oom_score_adj)."""
 
 
 class Process:
@@ -108,7 +112,7 @@ class Process:
 
 
 class Unit:
-    """One process kept alive: started again after 0.5 s, then twice as long each time up to 30 s.
+    """One process kept alive: started again after 0.5 s, then twice as long each time up to `longest_wait` s.
 
     `on_exit(code)` is called at every end that nobody asked for. `before_start` runs before every start and may raise
     `Refused`; then the unit stays down until `start` is called again.
@@ -120,6 +124,7 @@ class Unit:
         *,
         on_exit: Callable[[int], None] | None = None,
         before_start: Callable[[], Awaitable[None]] | None = None,
+        longest_wait: float = BACK_OFF_MOST,
     ) -> None:
         self.command = command
         self.state: State = "stopped"
@@ -131,6 +136,7 @@ class Unit:
         self.message = ""
         self._on_exit = on_exit
         self._before_start = before_start
+        self._longest_wait = longest_wait
         self._process: Process | None = None
         self._keeper: asyncio.Task[None] | None = None
 
@@ -152,6 +158,11 @@ class Unit:
             self.last_exit = await self._process.end(self.command.stop_signal, self.command.stop_timeout)
         self._down("stopped")
 
+    def kill_hung(self) -> None:
+        """Kill a process that runs but does nothing any more; it is then started again, as after a crash."""
+        if self._process is not None:
+            self._process.kill_group()
+
     async def kill(self) -> None:
         """End it at once, in the middle of a `stop` too."""
         if self._process is not None:
@@ -168,11 +179,11 @@ class Unit:
                 if not first.done():
                     first.set_result(None)
                 if self._process is not None:
-                    self._crashed(await asyncio.shield(self._process.exited))
+                    self._crashed(await self._end_of(self._process))
                 if time.monotonic() - began >= STEADY:
                     delay = BACK_OFF_FIRST
                 await asyncio.sleep(delay)
-                delay = min(delay * 2, BACK_OFF_MOST)
+                delay = min(delay * 2, self._longest_wait)
         finally:
             if not first.done():
                 first.set_result(None)
@@ -193,6 +204,13 @@ class Unit:
         self.state, self.pid, self.started_at = "running", self._process.pid, time.time()
         self.reason = self.message = ""
         return True
+
+    async def _end_of(self, process: Process) -> int:
+        """Wait for its end, and keep its log from filling the disk meanwhile."""
+        while not (await asyncio.wait([process.exited], timeout=LOG_LOOK))[0]:
+            if self.command.log is not None:
+                cut_log(self.command.log)
+        return process.exited.result()
 
     def _crashed(self, code: int) -> None:
         self.crashes += 1
@@ -258,6 +276,17 @@ def open_log(path: Path) -> IO[bytes]:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab", buffering=0)
 
 
+def cut_log(path: Path) -> None:
+    """Move the content of a log past 10 MB to `<name>.1` while somebody writes it: all of ours append."""
+    with contextlib.suppress(OSError):
+        if path.stat().st_size <= LOG_LIMIT:
+            return
+        # On a full disk there may be no place for the copy; the room is then worth more than the lines.
+        with contextlib.suppress(OSError):
+            shutil.copy2(path, path.with_name(path.name + ".1"))
+        os.truncate(path, 0)
+
+
 def spawn_argv(command: Command) -> list[str]:
     """Return the whole command line: `setpriv` sets identity and death signal, then becomes the command."""
     setpriv = shutil.which("setpriv")
@@ -272,7 +301,9 @@ def spawn_argv(command: Command) -> list[str]:
             # Else access(2), with which PostgreSQL looks at its own files, would leave the capabilities out.
             argv += ["--securebits", "+no_setuid_fixup"]
     # If we died before the death signal was set, nobody will send it: the shell notices that its parent changed.
-    return [*argv, "--", "/bin/sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid()), *command.argv]
+    victim = f"echo {command.oom_score} > /proc/self/oom_score_adj; " if command.oom_score else ""
+    script = f'[ "$PPID" = "$0" ] || exit; {victim}exec "$@"'
+    return [*argv, "--", "/bin/sh", "-c", script, str(os.getpid()), *command.argv]
 
 
 def describe_exit(code: int) -> str:

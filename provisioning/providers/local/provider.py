@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import socket
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,11 +52,17 @@ class LocalProvider:
         found = self._call({"verb": "observe"}, lambda _: None)
         return {key: Observation(**value) for key, value in found.items()}
 
+    def weakness(self) -> str:
+        """Return why servers of this machine are not isolated from one another, or ""."""
+        return str(self._call({"verb": "weakness"}, lambda _: None))
+
     def _call(self, request: dict[str, Any], progress: Progress) -> Any:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
                 connection.settimeout(SILENCE_SECONDS)
                 connection.connect(str(self._path))
+                if _peer(connection) not in (0, os.geteuid()):
+                    raise _unreachable()  # somebody else's: it must not get a server's secrets
                 connection.sendall(json.dumps(request).encode() + b"\n")
                 with connection.makefile("r", encoding="utf-8") as answers:
                     lines = iter(answers.readline, "")
@@ -76,6 +84,12 @@ class LocalProvider:
                     raise StaleFence(error["message"])
                 raise ProviderError(error["message"], code=error["code"], retry=error["retry"])
         raise _unreachable()
+
+
+def _peer(connection: socket.socket) -> int:
+    """Return the user id of the process at the other end (unix(7), SO_PEERCRED)."""
+    found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", found)[1])
 
 
 def _plain(spec: ServerSpec) -> dict[str, Any]:

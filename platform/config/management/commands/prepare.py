@@ -15,6 +15,7 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError, connection, transaction
 
+from accounts.models import User
 from accounts.services import make_staff_link, staff_link_needed
 from config.env import ROOT
 from config.schedule import HEARTBEAT
@@ -23,7 +24,7 @@ from security import reseal
 from security.errors import SecurityError
 from security.keyring import keks
 from security.models import PLATFORM
-from security.sources.keyfile import ensure_root_key
+from security.rootkey import ensure_root_key
 from tenants.seeds import seed_plans
 
 # Any number that nobody else locks: two that start at once migrate one after the other.
@@ -56,10 +57,18 @@ class Command(BaseCommand):
         do()
         self._say(step=title, seconds=round(time.monotonic() - began, 2))
 
+    def _key_file(self, key: Path) -> None:
+        if not key.exists() and _in_use():
+            raise CommandError(
+                f"The root key {key} is missing, but the database has secrets that only it can open. Nothing was "
+                "changed. Restore the key from a copy, or set HEARTH_KEY_FILE to where it is."
+            )
+        ensure_root_key(key)
+
     def _migrate(self) -> None:
-        if settings.HEARTH["HEARTH_KEY_SOURCE"] == "file" and not settings.HEARTH["HEARTH_HSM_MODULE"]:
-            # Before anything is in the database: one without its key is taken for a loss at the next start.
-            ensure_root_key(Path(settings.HEARTH["HEARTH_KEY_FILE"]))
+        if not settings.HEARTH["HEARTH_HSM_MODULE"]:
+            # With an HSM the database says which root key it needs, and `_keys` looks for it.
+            self._key_file(Path(settings.HEARTH["HEARTH_KEY_FILE"]))
         redis.Redis.from_url(settings.REDIS_URL, socket_timeout=5, socket_connect_timeout=5).ping()
         with connection.cursor() as cursor:
             cursor.execute("select pg_advisory_lock(%s)", [MIGRATION_LOCK])
@@ -101,6 +110,12 @@ class Command(BaseCommand):
     def _link(self) -> None:
         if staff_link_needed():
             self._say(link="staff", path=make_staff_link())
+
+
+def _in_use() -> bool:
+    """Tell whether anybody has signed up: from then on there are secrets."""
+    with connection.cursor() as cursor:
+        return User._meta.db_table in connection.introspection.table_names(cursor) and User.objects.exists()
 
 
 def fingerprint() -> str:

@@ -26,11 +26,13 @@ async def serve(machine: Machine) -> None:
     fleet = Fleet(machine)
     requests = Socket(fleet)
     await fleet.boot()
-    await requests.open(machine.runtime / AGENT_SOCKET)
+    await requests.open(machine.state)
+    keeper = asyncio.create_task(requests.keep(machine.state))
     _say(f"The agent keeps {len(fleet.servers)} servers. {machine.isolation}".strip())
     try:
         await end.wait()
     finally:
+        keeper.cancel()
         await requests.close()
         await fleet.shut_down()
         clear(machine.runtime, fleet)
@@ -60,6 +62,7 @@ def main() -> int:
         machine = Machine.survey(state, (options.environments or state / "environments").resolve())
         lock = (machine.servers / ".lock").open("a")
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        machine = machine.passable()
     except BlockingIOError:
         _say(f"Another agent keeps the servers in {options.state}. Nothing was changed. Stop that one first.")
         return 1

@@ -25,7 +25,12 @@ from provisioning.providers.local.postgres import PostgresError
 from provisioning.providers.local.processes import Refused
 
 STARTS_AT_ONCE = 4
-DISK_SECONDS = 60.0
+START_TURN = 30.0
+"""Seconds after which a start that still does not answer lets the next server have its turn."""
+DISK_SECONDS, USE_SECONDS = 60.0, 20.0
+"""How old the figures of a server's disk, and of its memory and processor, may get."""
+DISK_BUDGET = 2.0
+"""Seconds that one look may spend on walking folders; the rest is walked in the next looks."""
 RETRY_SECONDS = 15.0
 
 
@@ -38,7 +43,8 @@ class Fleet:
         self._tombstones = Tombstones(machine.servers)
         self._fences: dict[str, int] = {}
         self._disk: dict[str, tuple[float, int, int]] = {}
-        self._walk: asyncio.Task[None] | None = None
+        self._use: dict[str, usage.Use] = {}
+        self._use_at: tuple[float, object] = (0.0, None)
         self._gate = asyncio.Semaphore(STARTS_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -48,8 +54,14 @@ class Fleet:
         """Clear what a crash left half-made or half-removed, and start all that should run."""
         for rest in (*self.machine.servers.glob(f"{REMOVED}*"), *self.machine.servers.glob(".new-*")):
             await asyncio.to_thread(shutil.rmtree, rest, ignore_errors=True)
-        for unit in load_units(self.machine.servers):
-            self.servers[unit.server_id] = ManagedServer(self.machine, unit)
+        units = list(load_units(self.machine.servers))
+        for unit in units:
+            moved = self.machine.settle(unit, units)
+            server = ManagedServer(self.machine, unit)
+            await asyncio.to_thread(server.folder.own)
+            if moved:
+                server.folder.save()
+            self.servers[unit.server_id] = server
             self._fences[unit.server_id] = unit.fence
         for server in self.servers.values():
             if server.unit.wanted:
@@ -58,19 +70,29 @@ class Fleet:
                 task.add_done_callback(self._tasks.discard)
 
     async def _revive(self, server: ManagedServer) -> None:
-        """Bring a server up after the agent's start, for as long as it is wanted."""
+        """Bring a server up after the agent's start, for as long as it is wanted.
+
+        A few at a time, each until it answers: hundreds that import Synapse at once would all be late.
+        """
         while True:
-            async with self._gate, server.lock:
-                if not server.unit.wanted:
+            async with self._gate:
+                if await self._try(server):
+                    await server.settled(START_TURN)
                     return
-                try:
-                    await server.bring_up(_to_stderr)
-                    return
-                except ProviderError as error:
-                    server.blocker = error
-                except OSError as error:
-                    server.blocker = disk_error(error)
             await asyncio.sleep(RETRY_SECONDS)
+
+    async def _try(self, server: ManagedServer) -> bool:
+        async with server.lock:
+            if not server.unit.wanted:
+                return True
+            try:
+                await server.bring_up(_to_stderr)
+                return True
+            except ProviderError as error:
+                server.blocker = error
+            except OSError as error:
+                server.blocker = disk_error(error)
+            return False
 
     async def shut_down(self) -> None:
         """Stop all Synapses, then all databases, each group at once. What is wanted stays written down."""
@@ -156,6 +178,9 @@ class Fleet:
                 raise ProviderError(f"{error} Nothing was changed.", code="BadRequest", retry=False) from None
             except Refused as refusal:
                 raise ProviderError(refusal.message, code=refusal.reason, retry=False) from None
+            finally:
+                # What it uses has changed; figures from the middle of it would be shown as its first ones.
+                self._disk.pop(server_id, None)
 
     def _known(self, server_id: str) -> ManagedServer:
         try:
@@ -199,11 +224,10 @@ class Fleet:
 
     async def observe(self) -> dict[str, dict[str, Any]]:
         """Return each server's observation as a plain dict."""
-        pids = {key: server.pids for key, server in self.servers.items()}
-        used = await asyncio.to_thread(usage.measure, pids)
+        await self._measure_use()
         await asyncio.to_thread(self._measure_disks, dict(self.servers))
         return {
-            key: dataclasses.asdict(self._see(server, used.get(key, usage.Use())))
+            key: dataclasses.asdict(self._see(server, self._use.get(key, usage.Use())))
             for key, server in list(self.servers.items())
         }
 
@@ -232,13 +256,23 @@ class Fleet:
             details={"uid": unit.uid, "synapse_pid": server.synapse.pid, "postgres_pid": server.postgres.pid},
         )
 
+    async def _measure_use(self) -> None:
+        """Read memory and processor time, unless that was just done: each process costs about a millisecond."""
+        pids = {key: server.pids for key, server in self.servers.items()}
+        at, before = self._use_at
+        if pids != before or time.monotonic() - at >= USE_SECONDS:
+            self._use = await asyncio.to_thread(usage.measure, pids)
+            self._use_at = (time.monotonic(), pids)
+
     def _measure_disks(self, servers: dict[str, ManagedServer]) -> None:
         now = time.monotonic()
-        for key, server in servers.items():
-            if key in self._disk and now - self._disk[key][0] < DISK_SECONDS:
-                continue
-            media = [server.folder.places.media / name for name in ("local_content", "local_thumbnails")]
-            self._disk[key] = (now, usage.disk([server.folder.path]), usage.disk(media))
+        old = {key: self._disk.get(key, (0.0, 0, 0))[0] for key in servers}
+        for key in sorted(old, key=lambda key: old[key]):
+            if time.monotonic() - now > DISK_BUDGET or (key in self._disk and now - old[key] < DISK_SECONDS):
+                break
+            folder = servers[key].folder
+            media = [folder.places.media / name for name in ("local_content", "local_thumbnails")]
+            self._disk[key] = (now, usage.disk([folder.path]), usage.disk(media))
 
 
 def _database_error(error: PostgresError, log: str) -> ProviderError:

@@ -8,12 +8,15 @@ import hashlib
 import os
 import shutil
 
+import yaml
+
 from provisioning.providers.base import ProviderError, ServerSpec
 from provisioning.providers.local import configuration, environments, postgres
 from provisioning.providers.local.agent.files import REMOVED, UnitFile, sync_folder, write
-from provisioning.providers.local.agent.machine import LAUNCHER, Machine
+from provisioning.providers.local.agent.machine import Machine
 from provisioning.providers.local.configuration import Places
 from provisioning.providers.local.keys import KeyUnreadable, verify_key
+from provisioning.providers.local.paths import runtime_dir
 from provisioning.providers.local.processes import Command, Refused
 
 
@@ -46,6 +49,7 @@ class Folder:
         agent writes, since following a link laid there would let it write anywhere.
         """
         uid, gid = self.unit.uid, self.unit.gid
+        runtime_dir(self.machine.state)  # /tmp may have been emptied
         for path, mode, theirs in (
             (self.path, 0o710, False),
             (self.path / "config", 0o750, False),
@@ -59,6 +63,17 @@ class Folder:
                 os.chown(path, uid if theirs else 0, gid)
             path.chmod(mode)
 
+    def own(self) -> None:
+        """Give the server's user what is its own: a copy brought back from a backup may belong to somebody else."""
+        uid, gid = self.unit.uid, self.unit.gid
+        if os.geteuid() != 0 or uid is None or gid is None:
+            return
+        for path in (self.data, self.places.media, self.path / "work"):
+            if path.exists() and path.stat().st_uid != uid:
+                postgres.give(path, uid, gid)
+        for path in (self.path / "config").glob("*"):
+            os.chown(path, 0, gid, follow_symlinks=False)
+
     def save(self) -> None:
         """Write the unit file."""
         self.unit.save(self.path)
@@ -68,6 +83,18 @@ class Folder:
         self._signing_key(spec.secrets["signing_key"])
         self._write("log.yaml", configuration.render(configuration.log_config(self.places)))
         return self._write("homeserver.yaml", configuration.render(configuration.homeserver(spec, self.places)))
+
+    def relocate(self) -> None:
+        """Make the configuration speak of where things lie now: the state folder may have been moved or copied.
+
+        With the old paths Synapse would make itself a new signing key, or use the database of the original.
+        """
+        text = self.config.read_text(encoding="utf-8")
+        if all(str(path) in text for path in (self.places.signing_key, self.places.media, self.sockets)):
+            return
+        content = configuration.placed(yaml.safe_load(text), self.places)
+        self._write("log.yaml", configuration.render(configuration.log_config(self.places)))
+        self._write("homeserver.yaml", configuration.render(content))
 
     def check_key(self) -> None:
         """Raise unless the key in the folder is the server's: Synapse would silently make a new one, a new identity."""
@@ -116,6 +143,8 @@ class Folder:
             log=self.path / "logs" / "postgres.log",
             capabilities=self.machine.capabilities,
             stop_timeout=6.0,
+            programs=self.machine.programs,
+            oom_score=200,
         )
 
     def synapse_command(self, version: str, patience: float) -> Command:
@@ -124,7 +153,7 @@ class Folder:
         work = self.path / "work"
         return Command(
             f"Synapse of {self.unit.server_name}",
-            (str(python), "-I", str(LAUNCHER), str(self.config), str(self.go), str(patience)),
+            (str(python), "-I", str(self.machine.launcher), str(self.config), str(self.go), str(patience)),
             work,
             # Few arenas: threads that allocate little would else each keep one.
             {"PATH": os.defpath, "LC_ALL": "C.UTF-8", "TZ": "UTC", "MALLOC_ARENA_MAX": "2", "HOME": str(work)},
@@ -132,6 +161,8 @@ class Folder:
             uid=self.unit.uid,
             gid=self.unit.gid,
             stop_timeout=7.0,
+            # A homeserver comes back within seconds; Hearth's own processes (0) and databases should stay.
+            oom_score=500,
             capabilities=self.machine.capabilities,
         )
 

@@ -8,14 +8,15 @@ import os
 import socket
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from provisioning.providers.base import ProviderError
 from provisioning.providers.local import postgres
+from provisioning.providers.local.agent import namespace
 from provisioning.providers.local.agent.files import UnitFile
 from provisioning.providers.local.paths import runtime_dir
-from provisioning.providers.local.processes import can_drop_privileges
+from provisioning.providers.local.processes import can_drop_privileges, closed_folder
 
 LAUNCHER = Path(__file__).parents[1] / "launcher.py"
 FIRST_UID, LAST_UID = 70_000, 1_900_000_000
@@ -34,6 +35,9 @@ class Machine:
     runtime: Path
     isolation: str
     root: bool
+    programs: Path = postgres.BIN
+    """PostgreSQL's programs, as the servers' users reach them."""
+    launcher: Path = LAUNCHER
 
     @classmethod
     def survey(cls, state: Path, environments: Path) -> Machine:
@@ -42,15 +46,52 @@ class Machine:
         servers = state / "servers"
         servers.mkdir(mode=0o711, exist_ok=True)
         servers.chmod(0o711)
-        paths = (servers / "one", environments / "one", postgres.BIN / "postgres", LAUNCHER)
-        reasons = [*(can_drop_privileges(path) for path in paths), _mapping()]
-        return cls(
+        machine = cls(
             state=state,
             servers=servers,
             environments=environments,
             runtime=runtime_dir(state),
-            isolation=next(filter(None, reasons), ""),
+            isolation="",
             root=os.geteuid() == 0,
+        )
+        return replace(machine, isolation=machine.weakness())
+
+    def passable(self) -> Machine:
+        """Return this machine with all that servers need shown where their users can reach it.
+
+        Call it in the agent's process alone, before it has threads: it changes what this process sees of the disk.
+        """
+        needed = (self.servers, self.environments, self.programs, self.launcher)
+        if not self.root or _mapping() or not any(closed_folder(path / "one") for path in needed):
+            return self
+        self.environments.mkdir(mode=0o755, parents=True, exist_ok=True)
+        package = self.programs.parents[1]
+        folders = {"servers": self.servers, "environments": self.environments, "launcher": self.launcher.parent}
+        libraries = package.with_name(f"{package.name}.libs")
+        folders |= {f"lib/{path.name}": path for path in (package, libraries) if path.is_dir()}
+        shown = namespace.show(folders, keep=(self.state, Path(sys.prefix), Path(sys.executable), self.runtime))
+        if shown is None:
+            return self
+        moved = replace(
+            self,
+            servers=shown["servers"],
+            environments=shown["environments"],
+            programs=shown[f"lib/{package.name}"] / self.programs.relative_to(package),
+            launcher=shown["launcher"] / self.launcher.name,
+        )
+        return replace(moved, isolation=moved.weakness())
+
+    def weakness(self) -> str:
+        """Return why servers can't be isolated from one another here, what that means, and the remedy; or ""."""
+        paths = (self.servers / "one", self.environments / "one", self.programs / "postgres", self.launcher)
+        reason = next(filter(None, [*(can_drop_privileges(path) for path in paths), _mapping()]), "")
+        if not reason:
+            return ""
+        if not self.root:
+            return f"{reason} Whoever breaks into one could read Hearth's files and keys too. Remedy: start it as root."
+        return (
+            f"{reason} Whoever breaks into one could read every file of this machine. Remedy: start Hearth with "
+            "HEARTH_STATE=/var/lib/hearth, from a folder that all may pass, such as /opt."
         )
 
     @property
@@ -67,9 +108,20 @@ class Machine:
         # Two Hearths on one machine must not share ids, so each takes its own stretch by its folder's name.
         stretch = int.from_bytes(hashlib.sha256(os.fsencode(self.state)).digest()[:3], "big") % 100_000
         first = FIRST_UID + stretch * UIDS_EACH
-        taken = {unit.uid for unit in units}
+        # Also what a server has whose unit file is damaged: nobody may get at its data by getting its user id.
+        taken = {unit.uid for unit in units} | {path.stat().st_uid for path in self.servers.glob("*/*")}
         uid = next(uid for uid in range(first, first + UIDS_EACH) if uid not in taken)
         return uid, uid
+
+    def settle(self, unit: UnitFile, units: Iterable[UnitFile]) -> bool:
+        """Give a server the identity that it should have here; True if that is another than it had.
+
+        One that was made where servers could not be isolated gets a user of its own as soon as that is possible.
+        """
+        if not self.root or (unit.uid is not None and (self.isolation or unit.uid >= FIRST_UID)):
+            return False
+        unit.uid, unit.gid = self.new_identity(units)
+        return True
 
     def new_ports(self, units: Iterable[UnitFile]) -> tuple[int, int]:
         """Return two ports that nobody has and nobody listens on."""

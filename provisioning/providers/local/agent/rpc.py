@@ -21,9 +21,11 @@ from typing import Any
 from provisioning.providers.base import Progress, ProviderError, ServerSpec
 from provisioning.providers.local.agent.fleet import Fleet
 from provisioning.providers.local.agent.machine import disk_error
+from provisioning.providers.local.paths import AGENT_SOCKET, RuntimeFolderError, agent_socket, runtime_dir
 
 LONGEST = 1024 * 1024
 ALIVE_SECONDS = 5.0
+SOCKET_LOOK = 2.0
 
 
 class Socket:
@@ -34,16 +36,27 @@ class Socket:
         self._server: asyncio.Server | None = None
         self._verbs: set[asyncio.Task[dict[str, Any]]] = set()
 
-    async def open(self, path: Path) -> None:
-        """Listen on `path`, mode 0600."""
-        await asyncio.to_thread(
-            path.unlink, missing_ok=True
-        )  # we hold the lock of the state folder: nobody else listens there
+    async def open(self, state: Path) -> None:
+        """Listen on the socket of `state`, mode 0600."""
+        path = runtime_dir(state) / AGENT_SOCKET
+        path.unlink(missing_ok=True)  # we hold the lock of the state folder: nobody else listens there
         old = os.umask(0o177)
         try:
             self._server = await asyncio.start_unix_server(self._serve, path, limit=LONGEST)
         finally:
             os.umask(old)
+
+    async def keep(self, state: Path) -> None:
+        """Listen anew when somebody has emptied /tmp: nobody could reach us any more."""
+        while True:
+            await asyncio.sleep(SOCKET_LOOK)
+            if agent_socket(state).exists():
+                continue
+            with contextlib.suppress(OSError, RuntimeFolderError):
+                before = self._server
+                await self.open(state)
+                if before is not None:
+                    before.close()
 
     async def close(self) -> None:
         """Take no more requests and end those that run: each verb can be done again."""
@@ -93,6 +106,8 @@ class Socket:
         verb, fleet = request["verb"], self._fleet
         if verb == "observe":
             return await fleet.observe()
+        if verb == "weakness":
+            return fleet.machine.isolation
         if verb == "prepare":
             return await fleet.prepare(str(request["version"]), progress)
         if verb in ("stop", "remove"):

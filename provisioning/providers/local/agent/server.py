@@ -13,6 +13,7 @@ from provisioning.providers.local.agent.database import SUPERUSER, ensure_databa
 from provisioning.providers.local.agent.files import UnitFile
 from provisioning.providers.local.agent.folder import Folder
 from provisioning.providers.local.agent.machine import Machine, port_free
+from provisioning.providers.local.agent.watch import Watch
 from provisioning.providers.local.processes import Refused, Unit
 
 START_SECONDS = 120.0
@@ -41,7 +42,7 @@ class ManagedServer:
         """Digest of what Synapse was let go with; empty while it is only warm."""
         self._warm_end: asyncio.TimerHandle | None = None
         self._warm_stop: asyncio.Task[None] | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._watch = Watch(self)
         self.postgres = Unit(self.folder.postgres_command(), on_exit=self._count, before_start=self._before_postgres)
         self.version = unit.version
         """The Synapse version of the process, which lags behind the unit file's between configure and start."""
@@ -62,9 +63,10 @@ class ManagedServer:
                 capabilities=self.machine.capabilities,
                 # Not below the server's own folder: initdb runs as a user who may not pass it.
                 staging=self.machine.servers / f".new-{self.unit.server_id}",
+                programs=self.machine.programs,
             )
         await self.postgres.start()
-        if await ensure_database(self.folder.sockets, self.unit.superuser_password, spec.secrets["database"]):
+        if await self._database(spec):
             progress("PostgreSQL runs with an empty database.")
 
     async def configure(self, spec: ServerSpec, progress: Progress) -> None:
@@ -83,7 +85,7 @@ class ManagedServer:
         self.folder.save()
         await self.bring_up(progress)
         crashes, end = self.unit.crashes, time.monotonic() + START_SECONDS
-        while not await self._answers():
+        while not await self.answers():
             self._give_up(crashes, late=time.monotonic() > end)
             await asyncio.sleep(0.01)
         self.answered = True
@@ -94,6 +96,7 @@ class ManagedServer:
         """Start both processes, or Synapse again if it runs with something else than what is written now."""
         await self._environment(progress)
         self.folder.make()
+        self.folder.relocate()
         digest = self.folder.digest()
         if self._released and (self._released != digest or self.synapse.state == "refused"):
             progress("Starting Synapse again, because something was changed.")
@@ -107,8 +110,15 @@ class ManagedServer:
         if warm and self.synapse.state == "running":
             await self._release()
         await asyncio.gather(self.postgres.start(), self.synapse.start())
-        if self._watch is None or self._watch.done():
-            self._watch = asyncio.create_task(self._watch_answers())
+        self._watch.start()
+
+    async def settled(self, seconds: float) -> None:
+        """Wait until it answers, need not run, or stays down for a reason; `seconds` at most."""
+        end = time.monotonic() + seconds
+        while self.state()[1] == "Starting":
+            await asyncio.sleep(0.1)
+            if time.monotonic() > end:
+                return
 
     async def stop(self) -> None:
         """Stop Synapse, then its database."""
@@ -125,11 +135,13 @@ class ManagedServer:
         synapse, database = self.synapse, self.postgres
         causes = (
             (self.blocker is not None, self.blocker.code if self.blocker else "", str(self.blocker)),
+            (not self._released, "Starting", "It waits to be started: this machine starts a few servers at a time."),
             (synapse.state == "refused", synapse.reason, synapse.message),
             (self._port_taken, "PortTaken", synapse.message),
             (database.state != "running", "DatabaseDown", f"Its PostgreSQL is being started again. {database.message}"),
             (synapse.state != "running", "SynapseCrashed", f"Synapse is being started again. {synapse.message}"),
             (not self.answered, "Starting", "Synapse is starting and does not answer yet."),
+            (bool(self._watch.trouble()[0]), *self._watch.trouble()),
         )
         if not self.unit.wanted:
             return False, "", ""
@@ -147,8 +159,12 @@ class ManagedServer:
             raise
         self.blocker = None
 
+    async def _database(self, spec: ServerSpec) -> bool:
+        password = self.unit.superuser_password
+        return await ensure_database(self.folder.data, self.folder.sockets, password, spec.secrets["database"])
+
     async def _before_postgres(self) -> None:
-        self.folder.make()  # /tmp may have been swept
+        self.folder.make()
         postgres.clear_stale_lock(self.folder.data)
 
     def _synapse_unit(self) -> Unit:
@@ -208,23 +224,15 @@ class ManagedServer:
 
     async def _stop_synapse(self) -> None:
         self._cool()
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
+        self._watch.stop()
         await self.synapse.stop()
         self._released, self.answered, self._port_taken = "", False, False
         self.folder.go.unlink(missing_ok=True)
 
-    async def _answers(self) -> bool:
+    async def answers(self) -> bool:
+        """Tell whether our own Synapse answers now."""
         # Only while ours runs: on a port that was taken, somebody else would answer.
         return self.synapse.state == "running" and await probe.answers(self.unit.port)
-
-    async def _watch_answers(self) -> None:
-        """Notice the first answer after each start."""
-        while True:
-            if not self.answered:
-                self.answered = await self._answers()
-            await asyncio.sleep(0.1 if not self.answered else 0.5)
 
     def _synapse_ended(self, code: int) -> None:
         self.answered = False

@@ -1,0 +1,23 @@
+"""What a test needs of the machine. Without it the test is left out, loudly; with CI=true that is a failure."""
+
+from __future__ import annotations
+
+import os
+from typing import NoReturn
+
+import pytest
+
+from tests.prepare import browser
+
+
+def need_chromium() -> str:
+    """Return the path of Chromium."""
+    path = browser()
+    return path or leave_out("there is no Chromium. Install your system's package chromium, or run make test as root.")
+
+
+def leave_out(why: str) -> NoReturn:
+    """Leave the running test out. Its reason stands in the summary at the end of the run."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"CI=true, so nothing may be left out, but {why}", pytrace=False)
+    pytest.skip(f"*** LEFT OUT: {why}")
