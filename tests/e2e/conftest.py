@@ -11,9 +11,9 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 from tests.bench.floor import free_ports
+from tests.left_out import need_chromium
 from tests.stack import Stack, alive
 
-CHROMIUM = "/usr/bin/chromium"
 QUIET = (
     "--no-sandbox",  # root can't have Chromium's sandbox
     "--disable-background-networking",
@@ -45,6 +45,6 @@ def hearth() -> Iterator[Stack]:
 def chromium() -> Iterator[Browser]:
     """Debian's Chromium. Only for a module: Django's ORM refuses to work while Playwright's event loop is there."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        browser = playwright.chromium.launch(executable_path=need_chromium(), args=list(QUIET))
         yield browser
         browser.close()
