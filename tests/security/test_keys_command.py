@@ -247,6 +247,9 @@ def test_staff_see_the_report_and_no_key(client_for: Callable[[User], Client]) -
     one = client.get(reverse("admin:security_keyencryptionkey_change", args=[kek.pk])).content.decode()
     assert bytes(kek.wrapped).hex() not in page + one
     assert "wrapped" not in one.lower()
+    for key in (RootKey.objects.get().pk, "\x00", "file:none"):
+        known = key.startswith("file:") and key != "file:none"
+        assert client.get(reverse("admin:security_rootkey_change", args=[key])).status_code == (200 if known else 302)
     for model in ("rootkey", "rewrap", "erasure"):
         assert client.get(reverse(f"admin:security_{model}_changelist")).status_code == 200
     KeyEncryptionKey.objects.update(rotate_after=timezone.now() + timedelta(days=1))
