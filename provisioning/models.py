@@ -196,7 +196,8 @@ class ServerSecret(models.Model):
 
     server = models.ForeignKey(Server, on_delete=models.CASCADE, related_name="secrets")
     name = models.CharField(max_length=40)
-    value = SealedTextField()
+    # Bound to what it is for, and not to a number that is known only after the row is there.
+    value = SealedTextField(row=("server_id", "name"), owner="server.organisation_id")
     created = models.DateTimeField(auto_now_add=True)
 
     class Meta:

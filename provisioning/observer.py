@@ -148,7 +148,8 @@ def _check(status: ServerStatus, seen: Observation, secrets: Mapping[str, str]) 
 
 def _secrets(server_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, dict[str, str]]:
     secrets: dict[uuid.UUID, dict[str, str]] = {}
-    for secret in ServerSecret.objects.filter(server__in=list(server_ids), name__in=("signing_key", "jwt")):
+    wanted = ServerSecret.objects.filter(server__in=list(server_ids), name__in=("signing_key", "jwt"))
+    for secret in wanted.select_related("server"):
         secrets.setdefault(secret.server_id, {})[secret.name] = str(secret.value)
     return secrets
 

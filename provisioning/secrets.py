@@ -40,11 +40,12 @@ def ensure_next_password(server: Server, transaction: Transaction) -> str:
 
 def promote_password(server: Server) -> None:
     """Let the next password be the one that `reveal` shows. Call inside a fenced transaction."""
-    following = ServerSecret.objects.filter(server=server, name=NEXT_PASSWORD)
-    if following.exists():
+    following = server.secrets.filter(name=NEXT_PASSWORD).first()
+    if following is not None:
         ServerSecret.objects.filter(server=server, name=ADMIN_PASSWORD).delete()
-        # Sealed for its column, not its row, so a renamed row still opens.
-        following.update(name=ADMIN_PASSWORD)
+        # Sealed for its name too: opened under the old one, sealed again under the new one.
+        following.value, following.name = following.value, ADMIN_PASSWORD
+        following.save(update_fields=["name", "value"])
 
 
 def forget(server: Server) -> None:
@@ -59,4 +60,4 @@ def new_password() -> str:
 
 
 def _read(server: Server, names: tuple[str, ...]) -> dict[str, str]:
-    return {secret.name: str(secret.value) for secret in ServerSecret.objects.filter(server=server, name__in=names)}
+    return {secret.name: str(secret.value) for secret in server.secrets.filter(name__in=names)}

@@ -1,4 +1,4 @@
-"""What the tests need beyond Python packages: Chromium, and two Synapse environments. `make test` runs this first.
+"""What the tests need beyond Python packages: Chromium, SoftHSM2, two Synapse environments. `make test` runs it first.
 
 Everything is made once; with all of it there the network is not needed. Where something can't be had the tests that
 need it are left out, loudly; with CI=true that is a failure.
@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from provisioning.providers.base import ProviderError
@@ -21,12 +22,18 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "var" / "test"
 VERSIONS = tuple(release.version for release in RELEASES[:2])
 PACKAGE = "chromium"
+HSM = "softhsm2"
+SOFTHSM = (
+    "/usr/lib/softhsm/libsofthsm2.so",
+    "/usr/lib64/pkcs11/libsofthsm2.so",
+    "/usr/local/lib/softhsm/libsofthsm2.so",
+)
 
 
 def main(arguments: list[str]) -> int:
     """Prepare, and return the exit code."""
     faults = [] if "--no-browser" in arguments else [_browser()]
-    faults += [_environment(version) for version in VERSIONS]
+    faults += [_hsm()] + [_environment(version) for version in VERSIONS]
     faults = [fault for fault in faults if fault]
     for fault in faults:
         _say(f"\n*** LEFT OUT: {fault}\n")
@@ -41,17 +48,28 @@ def browser() -> str | None:
     return shutil.which("chromium") or shutil.which("chromium-browser")
 
 
+def hsm() -> str | None:
+    """Return the path of SoftHSM2's PKCS#11 library, or None."""
+    program = shutil.which("softhsm2-util")
+    return next((path for path in SOFTHSM if program and Path(path).exists()), None)
+
+
 def _browser() -> str:
-    if browser():
-        return ""
-    fault = "the tests in the browser, because there is no Chromium."
+    return "" if browser() else _install(PACKAGE, "the tests in the browser, because there is no Chromium.", browser)
+
+
+def _hsm() -> str:
+    return "" if hsm() else _install(HSM, "the tests of the HSM, because there is no SoftHSM2.", hsm)
+
+
+def _install(package: str, fault: str, there: Callable[[], str | None]) -> str:
     if os.geteuid() != 0 or not shutil.which("apt-get"):
-        return f"{fault} Install your system's package {PACKAGE}."
-    _say("Installing Chromium from the system's packages (once)")
+        return f"{fault} Install your system's package {package}."
+    _say(f"Installing {package} from the system's packages (once)")
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    for words in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", PACKAGE]):
+    for words in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", package]):
         subprocess.run(["apt-get", *words], env=environment, check=False, stdout=subprocess.DEVNULL)
-    return "" if browser() else f"{fault} apt-get could not install it."
+    return "" if there() else f"{fault} apt-get could not install it."
 
 
 def _environment(version: str) -> str:

@@ -6,3 +6,8 @@ class AccountsConfig(AppConfig):
 
     def ready(self) -> None:
         from accounts import receivers  # noqa: F401, PLC0415 (needs the models)
+        from accounts.reseal import RESEALER  # noqa: PLC0415 (as above)
+        from security.reseal import resealers  # noqa: PLC0415 (as above)
+
+        if RESEALER not in resealers:
+            resealers.append(RESEALER)

@@ -7,7 +7,8 @@ from typing import Any
 
 from django.contrib.sessions.backends.db import SessionStore as DatabaseStore
 
-from security.sealing import UnsealError, seal, unseal
+from security.errors import UnsealError
+from security.sealing import seal, unseal
 
 PURPOSE = "accounts.session"
 SHORTEST_KEY = 8

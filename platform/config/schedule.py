@@ -20,6 +20,8 @@ EVERY: dict[str, float] = {
     "notifications.tasks.deliver_due": 10.0,
     "notifications.tasks.prune": 600.0,
     "accounts.tasks.forget_old": 600.0,
+    "security.tasks.rewrap_due": 30.0,
+    "security.tasks.rotate_due": 600.0,
 }
 
 

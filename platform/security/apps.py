@@ -3,3 +3,13 @@ from django.apps import AppConfig
 
 class SecurityConfig(AppConfig):
     name = "security"
+    verbose_name = "keys and encryption"
+
+    def ready(self) -> None:
+        from security import metrics, reseal  # noqa: PLC0415 (needs the models)
+        from security.keyring.seams import seams  # noqa: PLC0415 (as above)
+
+        # Twice in one process where Django makes another registry of apps.
+        metrics.register_once()
+        if reseal.needs_key_file not in seams.root_needed:
+            seams.root_needed.append(reseal.needs_key_file)

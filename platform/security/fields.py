@@ -1,31 +1,110 @@
-"""A text column whose content is sealed in the database and plain in Python."""
+"""A text column whose content is sealed in the database and plain in Python.
+
+A value is bound to its table, column, row and owner, so that one copied anywhere else can't be opened there. It is
+sealed when its row is saved and opened when the attribute is first read: listing rows opens nothing.
+"""
 
 from __future__ import annotations
 
+import uuid
+from operator import attrgetter
 from typing import Any
 
+from django.core import checks
 from django.db import models
+from django.db.models.query_utils import DeferredAttribute
+from django.views.decorators.debug import sensitive_variables
 
-from security.sealing import seal, unseal
+from security.models import PLATFORM
+from security.sealing import Place, seal_at, unseal_at
+
+
+class Sealed(bytes):
+    """A value as the database holds it."""
+
+    def __repr__(self) -> str:
+        return "<sealed>"
+
+    __str__ = __repr__
+
+
+class _Opening(DeferredAttribute):
+    """Opens what came from the database when it is first read."""
+
+    field: SealedTextField
+
+    def __get__(self, instance: models.Model | None, cls: Any = None) -> Any:
+        value = super().__get__(instance, cls)
+        if instance is not None and isinstance(value, Sealed):
+            value = instance.__dict__[self.field.attname] = self.field.open(value, instance)
+        return value
+
+    def __set__(self, instance: models.Model, value: Any) -> None:
+        instance.__dict__[self.field.attname] = value
 
 
 class SealedTextField(models.BinaryField):  # type: ignore[type-arg]
-    """Text sealed for its own table and column: a value copied into another column can't be opened."""
+    """Text, sealed for one row.
+
+    `row` names the attributes that say which row it is; they must be known before the row is saved and stay as they
+    are (`pk` where that is a UUID). `owner` is the way to the organisation's id (`server.organisation_id`), under whose
+    key it is sealed; without it the platform's.
+    """
 
     description = "Text, encrypted at rest"
+    descriptor_class = _Opening
 
-    def _purpose(self) -> str:
-        return f"{self.model._meta.label_lower}.{self.attname}"
+    def __init__(self, *args: Any, row: tuple[str, ...] = ("pk",), owner: str = "", **kwargs: Any) -> None:
+        # Neither is part of the schema, so neither is in a migration.
+        self.row, self.owner = row, owner
+        super().__init__(*args, **kwargs)
 
-    def from_db_value(self, value: Any, *_: Any) -> str | None:
-        return None if value is None else unseal(bytes(value), self._purpose()).decode()
+    def check(self, **kwargs: Any) -> list[checks.CheckMessage]:
+        found: list[checks.CheckMessage] = list(super().check(**kwargs))
+        key = self.model._meta.pk
+        if "pk" in self.row and (key is None or not key.has_default()):
+            found.append(
+                checks.Error(
+                    f"{self} is bound to a primary key that is not known before the row is saved.",
+                    hint="Give the model a UUID key with a default, or name other columns in `row`.",
+                    obj=self,
+                    id="security.E001",
+                )
+            )
+        return found
+
+    def place(self, instance: models.Model) -> Place:
+        """Return where the value of this row lies."""
+        owner = attrgetter(self.owner)(instance) if self.owner else PLATFORM
+        row = tuple(str(attrgetter(name)(instance)) for name in self.row)
+        return Place(self.model._meta.label_lower, self.attname, row, uuid.UUID(str(owner)))
+
+    def open(self, sealed: Sealed, instance: models.Model) -> str:
+        """Return the text of a sealed value of this row, or raise `UnsealError`. Empty bytes are a wiped value."""
+        return unseal_at(bytes(sealed), self.place(instance)).decode() if sealed else ""
+
+    @sensitive_variables()
+    def pre_save(self, model_instance: models.Model, add: bool) -> Any:  # noqa: ARG002 (Django's signature)
+        value = model_instance.__dict__.get(self.attname)
+        if value is None or isinstance(value, Sealed):
+            return value
+        return Sealed(seal_at(str(value).encode(), self.place(model_instance)))
+
+    def from_db_value(self, value: Any, *_: Any) -> Sealed | None:
+        return None if value is None else Sealed(value)
 
     def get_db_prep_value(self, value: Any, connection: Any, prepared: bool = False) -> Any:
-        sealed = None if value is None else seal(str(value).encode(), self._purpose())
-        return super().get_db_prep_value(sealed, connection, prepared)
+        if value == "":
+            value = Sealed()  # wiped by an update of many rows: there is nothing to hide
+        if value is not None and not isinstance(value, Sealed):
+            raise TypeError(
+                f"{self} is sealed for its row: save the row. An update of many rows, or a search by it, can't work. "
+                "Nothing was written."
+            )
+        return super().get_db_prep_value(None if value is None else bytes(value), connection, prepared)
 
     def to_python(self, value: Any) -> Any:
         return value
 
     def value_to_string(self, obj: models.Model) -> str:
-        raise TypeError(f"{self._purpose()} of {obj.pk} is a secret and is never serialised.")
+        raise TypeError(f"{self} of {obj.pk} is a secret and is never serialised.")

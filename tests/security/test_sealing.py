@@ -1,28 +1,48 @@
-"""Sealed values open only for their own purpose, with their own root key, and unchanged."""
+"""Sealed values open only for their own place or purpose, with their own keys, and unchanged."""
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 
 import pytest
-from django.core import serializers
-from django.db import connection
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 from pytest_django import Settings
 
-from notifications.models import Mail
+from audit.services import SYSTEM
+from security.errors import KeyFileError, UnsealError
+from security.keyring import deks, erasure, keks
+from security.models import PLATFORM, DataKey
 from security.rootkey import ensure_root_key
-from security.sealing import KeyFileError, UnsealError, seal, unseal
+from security.sealing import Place, seal, seal_at, unseal, unseal_at
+from tests.security.old import seal_old
+
+pytestmark = pytest.mark.django_db
+EXAMPLES = hypothesis(suppress_health_check=list(HealthCheck), max_examples=80, deadline=None)
+OWNER = uuid.uuid4()
+PLACE = Place("app.table", "column", ("1", "name"), OWNER)
+OTHERS = [
+    Place("app.other", "column", ("1", "name"), OWNER),
+    Place("app.table", "other", ("1", "name"), OWNER),
+    Place("app.table", "column", ("2", "name"), OWNER),
+    Place("app.table", "column", ("1name",), OWNER),
+    Place("app.table", "column", ("1", "name"), uuid.uuid4()),
+    Place("app.table", "column", ("1", "name"), PLATFORM),
+]
 
 
 @given(st.binary(max_size=300))
+@EXAMPLES
 def test_it_works(plaintext: bytes) -> None:
     assert unseal(seal(plaintext, "one"), "one") == plaintext
+    assert unseal_at(seal_at(plaintext, PLACE), PLACE) == plaintext
 
 
 def test_the_same_text_is_never_sealed_to_the_same_bytes() -> None:
     assert seal(b"secret", "one") != seal(b"secret", "one")
+    assert b"secret" not in seal(b"secret", "one")
 
 
 def test_another_purpose_cannot_open_it() -> None:
@@ -30,9 +50,26 @@ def test_another_purpose_cannot_open_it() -> None:
         unseal(seal(b"secret", "one"), "two")
 
 
+@pytest.mark.parametrize("other", OTHERS)
+def test_another_place_cannot_open_it(other: Place) -> None:
+    sealed = seal_at(b"secret", PLACE)
+    with pytest.raises(UnsealError, match="row"):
+        unseal_at(sealed, other)
+    assert unseal_at(sealed, PLACE) == b"secret"
+
+
+def test_a_value_of_a_row_is_not_one_of_a_purpose() -> None:
+    with pytest.raises(UnsealError):
+        unseal(seal_at(b"secret", Place("a", "b", ())), "a.b")
+    with pytest.raises(UnsealError):
+        unseal_at(seal(b"secret", "a.b"), Place("a", "b", ()))
+
+
+@pytest.mark.parametrize("old", [True, False])
 @given(st.data())
-def test_any_changed_or_missing_byte_is_found(data: st.DataObject) -> None:
-    sealed = bytearray(seal(b"a secret of some length", "one"))
+@EXAMPLES
+def test_any_changed_or_missing_byte_is_found(old: bool, data: st.DataObject) -> None:
+    sealed = bytearray((seal_old if old else seal)(b"a secret of some length", "one"))
     place = data.draw(st.integers(0, len(sealed) - 1))
     if data.draw(st.booleans()):
         sealed[place] ^= data.draw(st.integers(1, 255))
@@ -42,12 +79,22 @@ def test_any_changed_or_missing_byte_is_found(data: st.DataObject) -> None:
         unseal(bytes(sealed), "one")
 
 
-def test_another_root_key_cannot_open_it(tmp_path: Path, settings: Settings) -> None:
-    sealed = seal(b"secret", "one")
+def test_what_version_1_sealed_still_opens() -> None:
+    assert unseal(seal_old(b"secret", "one"), "one") == b"secret"
+    assert unseal_at(seal_old(b"secret", "app.table.column"), PLACE) == b"secret"
+    with pytest.raises(UnsealError, match="this root key"):
+        unseal_at(seal_old(b"secret", "app.table.other"), PLACE)
+
+
+def test_version_1_needs_its_key_file(tmp_path: Path, settings: Settings) -> None:
+    sealed = seal_old(b"secret", "one")
     other = tmp_path / "keys" / "other.key"
     ensure_root_key(other)
     settings.HEARTH = {**settings.HEARTH, "HEARTH_KEY_FILE": str(other)}
     with pytest.raises(UnsealError):
+        unseal(sealed, "one")
+    other.unlink()
+    with pytest.raises(KeyFileError, match="backup"):
         unseal(sealed, "one")
 
 
@@ -57,42 +104,34 @@ def test_the_root_key_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> No
     first = path.read_bytes()
     ensure_root_key(path)
     assert path.read_bytes() == first
-    assert len(first) == 32
     assert path.stat().st_mode & 0o777 == 0o600
+    assert [each.name for each in path.parent.iterdir()] == ["root.key"]
 
 
-@pytest.mark.parametrize(
-    ("damage", "sentence"),
-    [("open", "chmod 600"), ("short", "not 32"), ("missing", "can't be read")],
-)
-def test_an_unusable_root_key_is_refused_with_what_to_do(
-    damage: str, sentence: str, tmp_path: Path, settings: Settings
-) -> None:
-    path = tmp_path / "root.key"
-    ensure_root_key(path)
-    if damage == "open":
-        path.chmod(0o640)
-    elif damage == "short":
-        path.write_bytes(b"short")
-    else:
-        path.unlink()
-    settings.HEARTH = {**settings.HEARTH, "HEARTH_KEY_FILE": str(path)}
-    with pytest.raises(KeyFileError, match=sentence):
-        seal(b"secret", "one")
+def test_each_owner_and_column_has_a_key_of_its_own() -> None:
+    seal_at(b"", PLACE)
+    seal_at(b"", PLACE)
+    seal_at(b"", OTHERS[2])
+    assert DataKey.objects.count() == 1
+    for other in OTHERS:
+        seal_at(b"", other)
+    assert DataKey.objects.count() == 5
 
 
-@pytest.mark.django_db
-def test_a_sealed_column_is_plain_in_python_and_sealed_in_the_database() -> None:
-    mail = Mail.objects.create(recipient="alice@example.org", subject="Hello", text="a one-time link")
-    assert Mail.objects.get(pk=mail.pk).text == "a one-time link"
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT text FROM notifications_mail")
-        raw = bytes(cursor.fetchone()[0])
-    assert b"one-time" not in raw
+def test_rotation_and_compromise_keep_values_readable() -> None:
+    sealed = seal_at(b"secret", PLACE)
+    keks.rotate(SYSTEM, OWNER)
+    keks.rotate(SYSTEM, OWNER, compromised=True)
+    keks.cache.clear()
+    deks.cache.clear()
+    assert unseal_at(sealed, PLACE) == b"secret"
+    assert seal_at(b"secret", PLACE)[1:17] != sealed[1:17]
 
 
-@pytest.mark.django_db
-def test_a_secret_is_never_serialised() -> None:
-    mail = Mail.objects.create(recipient="alice@example.org", subject="Hello", text="a one-time link")
-    with pytest.raises(TypeError, match="a secret and is never"):
-        serializers.serialize("json", [mail])
+def test_an_erased_owners_values_are_gone() -> None:
+    sealed, other = seal_at(b"secret", PLACE), seal_at(b"secret", OTHERS[4])
+    erasure.request(SYSTEM, OWNER)
+    erasure.advance()
+    with pytest.raises(UnsealError, match="erased"):
+        unseal_at(sealed, PLACE)
+    assert unseal_at(other, OTHERS[4]) == b"secret"

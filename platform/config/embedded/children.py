@@ -14,6 +14,8 @@ from provisioning.providers.local.processes import Command
 PASSED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY",
           "https_proxy", "http_proxy", "no_proxy", "PIP_INDEX_URL", "PIP_CERT", "PIP_CONFIG_FILE",
           "UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_CACHE_DIR", "XDG_CACHE_HOME")  # fmt: skip
+# Where the PKCS#11 libraries of the usual HSMs look for their own configuration.
+HSM = ("SOFTHSM2_CONF", "ChrystokiConfigurationPath", "CS_PKCS11_R3_CFG", "NFAST_HOME", "YUBIHSM_PKCS11_CONF")
 
 
 def base_environment() -> dict[str, str]:
@@ -29,7 +31,11 @@ def base_environment() -> dict[str, str]:
 
 def django_environment(state: Path, database_url: str, redis_url: str) -> dict[str, str]:
     """Return what the processes that load Django get: the settings of our own environment, completed."""
-    settings = {name: value for name, value in os.environ.items() if name.removesuffix("_FILE") in BY_NAME}
+    settings = {
+        name: value
+        for name, value in os.environ.items()
+        if name in BY_NAME or name.removesuffix("_FILE") in BY_NAME or name in HSM
+    }
     for name in ("DATABASE_URL", "REDIS_URL"):
         settings.pop(f"{name}_FILE", None)
     if not (settings.get("HEARTH_SECRET_KEY") or settings.get("HEARTH_SECRET_KEY_FILE")):

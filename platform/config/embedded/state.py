@@ -87,7 +87,9 @@ def _check_whole(state: Path) -> None:
             f"The database folder {data} is damaged: its file PG_VERSION is missing. Nothing was changed. Restore the "
             "state folder from a copy; moving the folder away would start with an empty database."
         )
-    elsewhere = os.environ.get("HEARTH_KEY_FILE") or os.environ.get("HEARTH_KEY_FILE_FILE")
+    # With an HSM the database says which root key it needs; `prepare` looks whether that one is there.
+    names = ("HEARTH_KEY_FILE", "HEARTH_KEY_FILE_FILE", "HEARTH_HSM_MODULE", "HEARTH_HSM_MODULE_FILE")
+    elsewhere = any(os.environ.get(name) for name in names)
     if data.exists() and not elsewhere and not key.is_file():
         raise StartRefused(
             f"The root key {key} is missing, but there is a database whose secrets only it can open. Nothing was "

@@ -74,7 +74,7 @@ class Supervisor:
         self._lock.write(self.url)
         ensure_secret(self.state / "secrets" / "secret-key")
         self._inbox = ensure_secret(self.state / "secrets" / "inbox-token")
-        if not self.settings["HEARTH_KEY_FILE"]:
+        if not (self.settings["HEARTH_KEY_FILE"] or self.settings["HEARTH_HSM_MODULE"]):
             # Before the database: one without its key is taken for damaged, and a start may end between the two.
             ensure_root_key(self.state / "keys" / "root.key")
 

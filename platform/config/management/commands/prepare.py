@@ -20,6 +20,10 @@ from accounts.services import make_staff_link, staff_link_needed
 from config.env import ROOT
 from config.schedule import HEARTBEAT
 from provisioning.models import Heartbeat, Region
+from security import reseal
+from security.errors import SecurityError
+from security.keyring import keks
+from security.models import PLATFORM
 from security.rootkey import ensure_root_key
 from tenants.seeds import seed_plans
 
@@ -34,6 +38,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:  # noqa: ARG002 (Django's signature)
         try:
             self._step("Database is up to date", self._migrate)
+            self._step("Keys", self._keys)
             self._step("Plans and region", self._seed)
             self._step("Static files", self._collect)
             self._link()
@@ -52,14 +57,18 @@ class Command(BaseCommand):
         do()
         self._say(step=title, seconds=round(time.monotonic() - began, 2))
 
-    def _migrate(self) -> None:
-        key = Path(settings.HEARTH["HEARTH_KEY_FILE"])
+    def _key_file(self, key: Path) -> None:
         if not key.exists() and _in_use():
             raise CommandError(
                 f"The root key {key} is missing, but the database has secrets that only it can open. Nothing was "
                 "changed. Restore the key from a copy, or set HEARTH_KEY_FILE to where it is."
             )
         ensure_root_key(key)
+
+    def _migrate(self) -> None:
+        if not settings.HEARTH["HEARTH_HSM_MODULE"]:
+            # With an HSM the database says which root key it needs, and `_keys` looks for it.
+            self._key_file(Path(settings.HEARTH["HEARTH_KEY_FILE"]))
         redis.Redis.from_url(settings.REDIS_URL, socket_timeout=5, socket_connect_timeout=5).ping()
         with connection.cursor() as cursor:
             cursor.execute("select pg_advisory_lock(%s)", [MIGRATION_LOCK])
@@ -67,6 +76,14 @@ class Command(BaseCommand):
                 call_command("migrate", interactive=False, verbosity=0)
             finally:
                 cursor.execute("select pg_advisory_unlock(%s)", [MIGRATION_LOCK])
+
+    def _keys(self) -> None:
+        try:
+            # Opened too: without the root key nothing works, and the start is where to say so.
+            keks.open_kek(keks.ensure_kek(PLATFORM)).wipe()
+            reseal.reseal()
+        except SecurityError as error:
+            raise CommandError(f"{error} Nothing else was started.") from error
 
     def _seed(self) -> None:
         seed_plans()

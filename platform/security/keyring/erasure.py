@@ -1,0 +1,95 @@
+"""Crypto-erasure of an organisation: its keys go after its final backup, and it is complete after their last copy."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from typing import Any
+
+from django.db import transaction
+from django.db.models import F
+from django.utils import timezone
+
+from audit.services import SYSTEM, record
+from security.errors import SecurityError
+from security.keyring import deks, keks
+from security.keyring.seams import latest, seams
+from security.models import PLATFORM, DataKey, Erasure, KeyEncryptionKey, Rewrap
+
+
+@transaction.atomic
+def request(actor: Any, owner: uuid.UUID) -> Erasure:
+    """Ask for the erasure of an owner's keys. They stay until the final backup has expired."""
+    if owner == PLATFORM:
+        raise SecurityError("The platform's own keys can't be erased: everything would be lost. Nothing was changed.")
+    row, created = Erasure.objects.get_or_create(
+        owner=owner, defaults={"destroy_after": _keep_until(owner) or timezone.now()}
+    )
+    if created:
+        after = {"destroy_after": row.destroy_after.isoformat()}
+        record(actor=actor, verb="keys.erase", object=row, organisation_id=owner, after=after)
+    return row
+
+
+@transaction.atomic
+def withdraw(actor: Any, owner: uuid.UUID) -> bool:
+    """Take a request back; False once the keys are destroyed."""
+    row = Erasure.objects.select_for_update().filter(owner=owner, destroyed__isnull=True).first()
+    if row is None:
+        return False
+    record(actor=actor, verb="keys.keep", object=row, organisation_id=owner)
+    row.delete()
+    return True
+
+
+def complete_on(row: Erasure) -> datetime:
+    """Return the date to show: from then on nobody can read the data any more. It may still move later."""
+    dates = [row.destroy_after, row.complete_after, *(ask(row.owner) for ask in seams.copies_until)]
+    return latest(dates) or row.destroy_after
+
+
+def advance(actor: Any = SYSTEM) -> int:
+    """Destroy the keys whose date has come and complete what has no copies left; return how many rows changed."""
+    changed = 0
+    for owner in list(Erasure.objects.filter(completed__isnull=True).values_list("owner", flat=True)):
+        with transaction.atomic():
+            row = Erasure.objects.select_for_update().get(owner=owner)
+            changed += (_destroy if row.destroyed is None else _complete)(actor, row)
+    return changed
+
+
+def _destroy(actor: Any, row: Erasure) -> bool:
+    now = timezone.now()
+    # Asked again: a backup made since the request may expire later.
+    row.destroy_after = latest([row.destroy_after, _keep_until(row.owner)]) or row.destroy_after
+    if row.destroy_after > now:
+        row.save(update_fields=["destroy_after"])
+        return False
+    # Marked first: nobody makes a new key for this owner after the lock is gone.
+    row.destroyed = now
+    row.complete_after = latest([now, *(ask(row.owner) for ask in seams.copies_until)])
+    row.save(update_fields=["destroy_after", "destroyed", "complete_after"])
+    versions = list(KeyEncryptionKey.objects.select_for_update().filter(owner=row.owner))
+    for identity in DataKey.objects.filter(owner=row.owner, shared=True).values_list("pk", flat=True):
+        deks.cache.forget(identity)
+    DataKey.objects.filter(owner=row.owner).delete()
+    for kek in versions:
+        if kek.state != KeyEncryptionKey.State.DESTROYED:
+            keks.wipe(actor, kek)
+    Rewrap.objects.filter(owner=row.owner, finished__isnull=True).update(finished=now, total=F("done"), lease=None)
+    record(actor=actor, verb="keys.destroyed", object=row, organisation_id=row.owner)
+    return True
+
+
+def _complete(actor: Any, row: Erasure) -> bool:
+    now = timezone.now()
+    row.complete_after = complete_on(row)
+    row.completed = now if row.complete_after <= now else None
+    row.save(update_fields=["complete_after", "completed"])
+    if row.completed:
+        record(actor=actor, verb="keys.erased", object=row, organisation_id=row.owner)
+    return row.completed is not None
+
+
+def _keep_until(owner: uuid.UUID) -> datetime | None:
+    return latest([ask(owner) for ask in seams.keep_keys_until])

@@ -1,0 +1,168 @@
+"""`manage.py keys`: see, rotate and move keys, and know what to back up."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.serializers.json import DjangoJSONEncoder
+
+from audit.services import SYSTEM
+from security import reseal
+from security.errors import SecurityError
+from security.keyring import bundle, keks, report, rewrap, roots
+from security.models import PLATFORM, KeyEncryptionKey, Rewrap, RootKey
+
+
+class Command(BaseCommand):
+    help = "Shows, rotates, rewraps and moves Hearth's keys, and says what to back up."
+    requires_system_checks: list[str] = []
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        verbs = parser.add_subparsers(dest="verb", required=True, parser_class=argparse.ArgumentParser)
+        verbs.add_parser("show", help="every key, and what to back up")
+        page = verbs.add_parser("report", help="every key's age, next rotation, and what is overdue")
+        page.add_argument("--json", action="store_true")
+        turn = verbs.add_parser("rotate", help="a new version for one owner, or for everybody")
+        turn.add_argument("--owner", help="an organisation's id, or `platform`; without it: everybody")
+        turn.add_argument("--compromised", action="store_true", help="the key may be known to others")
+        verbs.add_parser("rewrap", help="move data keys to active versions now")
+        verbs.add_parser("reseal", help="bring sealed values to the present form, and off compromised keys")
+        gone = verbs.add_parser("destroy", help="one old version, when nothing is wrapped by it")
+        gone.add_argument("owner", help="an organisation's id, or `platform`")
+        gone.add_argument("version", type=int)
+        verbs.add_parser("rotate-root", help="a new root key in the same key source")
+        verbs.add_parser("move-to-hsm", help="a new root key in the HSM; nothing stops meanwhile")
+        write = verbs.add_parser("bundle", help="write the encrypted key bundle of a place to a new file")
+        write.add_argument("place", help="the place's name, such as a region")
+        write.add_argument("file", type=Path)
+        read = verbs.add_parser("restore-bundle", help="restore a key bundle into an empty database")
+        read.add_argument("place")
+        read.add_argument("file", type=Path)
+
+    def handle(self, *args: Any, **options: Any) -> None:  # noqa: ARG002 (Django's signature)
+        do = getattr(self, "_" + options["verb"].replace("-", "_"))
+        try:
+            do(options)
+        except SecurityError as error:
+            raise CommandError(str(error)) from None
+        except OSError as error:
+            raise CommandError(f"{error.filename}: {error.strerror}. No key was changed.") from None
+
+    def _show(self, options: dict[str, Any]) -> None:  # noqa: ARG002 (all verbs are called alike)
+        self._print(report.report())
+        self._backup()
+
+    def _report(self, options: dict[str, Any]) -> None:
+        found = report.report()
+        if options["json"]:
+            self.stdout.write(json.dumps(found.as_json(), cls=DjangoJSONEncoder))
+        else:
+            self._print(found)
+
+    def _rotate(self, options: dict[str, Any]) -> None:
+        active = KeyEncryptionKey.objects.filter(state=KeyEncryptionKey.State.ACTIVE)
+        owners = [_owner(options["owner"])] if options["owner"] else list(active.values_list("owner", flat=True))
+        for owner in owners:
+            if not active.filter(owner=owner).exists():
+                raise CommandError(f"There is no key of {owner}. Nothing was changed. manage.py keys show lists all.")
+            new = keks.rotate(SYSTEM, owner, compromised=options["compromised"])
+            self.stdout.write(f"{report.name(owner)}: version {new.version} is active.")
+        self.stdout.write("Data keys move in the background; to do it now: manage.py keys rewrap")
+        if options["compromised"]:
+            self.stdout.write(
+                "What the old keys encrypted must be encrypted again: manage.py keys reseal, new backups."
+            )
+
+    def _rewrap(self, options: dict[str, Any]) -> None:  # noqa: ARG002 (all verbs are called alike)
+        def progress(run: Rewrap) -> None:
+            self.stdout.write(f"{report.name(run.owner)}: {run.done} of {run.total}")
+
+        moved = rewrap.drive(per_second=float(settings.HEARTH["HEARTH_REWRAP_PER_SECOND"]), progress=progress)
+        self.stdout.write(f"Looked at {moved} data keys. No data was read.")
+        for run in Rewrap.objects.filter(finished__isnull=True):
+            self.stdout.write(f"Not done: {report.name(run.owner)}. {run.error or 'Another worker has it.'}")
+
+    def _destroy(self, options: dict[str, Any]) -> None:
+        owner = _owner(options["owner"])
+        kek = KeyEncryptionKey.objects.filter(owner=owner, version=options["version"]).first()
+        if kek is None:
+            raise CommandError(f"There is no version {options['version']} of {owner}. Nothing was changed.")
+        keks.destroy(SYSTEM, kek)
+        self.stdout.write(f"Destroyed version {kek.version} of {report.name(owner)}. Nothing was wrapped by it.")
+
+    def _reseal(self, options: dict[str, Any]) -> None:  # noqa: ARG002 (all verbs are called alike)
+        done, faults = reseal.reseal()
+        self.stdout.write(f"Sealed {done} values anew.")
+        for fault in faults:
+            self.stdout.write(f"NOT OPENED: {fault}")
+
+    def _rotate_root(self, options: dict[str, Any]) -> None:  # noqa: ARG002 (all verbs are called alike)
+        self._new_root(None)
+
+    def _move_to_hsm(self, options: dict[str, Any]) -> None:  # noqa: ARG002 (all verbs are called alike)
+        self._new_root("hsm")
+
+    def _new_root(self, kind: str | None) -> None:
+        # A second call after an interruption goes on; it makes no further root key.
+        present = roots.ensure_root()
+        if present.kind != kind if kind else not roots.unmoved(present).exists():
+            present = roots.rotate_root(SYSTEM, kind=kind)
+        self.stdout.write(f"The root key {present.id} is active. {roots.move_keks(SYSTEM)} keys were moved to it.")
+        for root in RootKey.objects.filter(state=RootKey.State.READABLE):
+            self.stdout.write(f"The root key {root.id} is still needed by {roots.in_use(root)} others. Keep it.")
+        for root in RootKey.objects.filter(state=RootKey.State.RETIRED):
+            self.stdout.write(
+                f"The root key {root.id} is needed no more. Before you remove it: write new key bundles, and keep it "
+                "as long as backups of the database from before this move are kept."
+            )
+        self._backup()
+
+    def _bundle(self, options: dict[str, Any]) -> None:
+        data = bundle.build(options["place"])
+        handle = os.open(options["file"], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(handle)
+        self.stdout.write(f"Wrote {options['file']} ({len(data)} bytes). Only the root key opens it.")
+
+    def _restore_bundle(self, options: dict[str, Any]) -> None:
+        found = bundle.parse(options["file"].read_bytes(), options["place"])
+        count = bundle.restore(SYSTEM, found)
+        self.stdout.write(f"Restored {len(found.keks)} key versions and {count} data keys of {found.created:%d %B %Y}.")
+
+    def _backup(self) -> None:
+        self.stdout.write("\nBack up:")
+        for line in report.to_back_up():
+            self.stdout.write(f"  {line}")
+
+    def _print(self, found: report.Report) -> None:
+        for source in found.sources:
+            self.stdout.write("Source: " + ", ".join(f"{word} {value}" for word, value in source.items() if value))
+        for line in found.keys:
+            due = f"next rotation {line.next_rotation:%d %B %Y}" if line.next_rotation else ""
+            count = f"{line.data_keys} data keys" if line.data_keys is not None else ""
+            late = "OVERDUE" if line.overdue else ""
+            words = [line.state, f"{line.age_days} days old", count, due, late]
+            self.stdout.write(f"{line.key}: " + ", ".join(word for word in words if word))
+        for run in found.rewraps:
+            self.stdout.write(f"Rewrap of {run['owner']}: {run['done']} of {run['total']}. {run['error']}".rstrip())
+        for row in found.erasures:
+            self.stdout.write(f"Erasure of {row['owner']}: complete on {row['complete_on']:%d %B %Y}")
+        self.stdout.write(f"Overdue: {len(found.overdue)} (a key is replaced after {found.rotation_days} days)")
+
+
+def _owner(text: str) -> uuid.UUID:
+    if text == "platform":
+        return PLATFORM
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        raise CommandError(f"{text} is neither an organisation's id nor `platform`. Nothing was changed.") from None

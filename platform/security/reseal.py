@@ -1,0 +1,97 @@
+"""Bring sealed values to the present form and key: those of version 1, and those whose data key was compromised."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from django.apps import apps
+from django.conf import settings
+from django.db import connection, models, transaction
+
+from security.errors import KeyFileError, UnsealError
+from security.fields import SealedTextField
+from security.models import DataKey, RootKey
+from security.sources.keyfile import name, read_root
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Resealer:
+    """Sealed values that lie in no sealed column. Both are given the ids of the data keys that must go."""
+
+    label: str
+    waiting: Callable[[list[bytes]], int]
+    reseal: Callable[[list[bytes]], int]
+
+
+resealers: list[Resealer] = []
+"""Higher layers add theirs in their app's `ready`."""
+
+
+def waiting() -> int:
+    """Return how many values are sealed in the old form, or by a compromised data key."""
+    stale = _stale()
+    columns = sum(len(_rows(model, field, stale)) for model, field in columns_of_all())
+    return columns + sum(each.waiting(stale) for each in resealers)
+
+
+def reseal() -> tuple[int, list[str]]:
+    """Seal all of them anew, each row in its own transaction; return how many, and what could not be opened."""
+    stale, done, faults = _stale(), 0, []
+    for model, field in columns_of_all():
+        for pk in _rows(model, field, stale):
+            try:
+                done += _one(model, field, pk)
+            except UnsealError as error:
+                logger.warning("%s", error)
+                faults.append(str(error))
+    return done + sum(each.reseal(stale) for each in resealers), faults
+
+
+def needs_key_file(root: RootKey) -> int:
+    """Return how many values only the key file itself opens, if `root` is the one that lies there."""
+    try:
+        mine = name(read_root(Path(settings.HEARTH["HEARTH_KEY_FILE"])))
+    except KeyFileError:
+        return 0
+    return waiting() if root.id == mine else 0
+
+
+def columns_of_all() -> Iterator[tuple[type[models.Model], SealedTextField]]:
+    """Yield every sealed column there is."""
+    for model in apps.get_models():
+        for field in model._meta.local_fields:
+            if isinstance(field, SealedTextField):
+                yield model, field
+
+
+def _stale() -> list[bytes]:
+    return [
+        pk.bytes for pk in DataKey.objects.filter(reencrypt__isnull=False, shared=True).values_list("pk", flat=True)
+    ]
+
+
+def _rows(model: type[models.Model], field: SealedTextField, stale: list[bytes]) -> list[Any]:
+    quote = connection.ops.quote_name
+    table, column = quote(model._meta.db_table), quote(str(field.column))
+    key = quote(str(model._meta.pk.column))
+    # The names come from the models, never from a request.
+    statement = f"select {key} from {table} where substr({column}, 1, 1) = %s or substr({column}, 2, 16) = any(%s)"  # noqa: S608
+    with connection.cursor() as cursor:
+        cursor.execute(statement, [b"\x01", stale])
+        return [row[0] for row in cursor.fetchall()]
+
+
+@transaction.atomic
+def _one(model: type[models.Model], field: SealedTextField, pk: Any) -> bool:
+    row = models.QuerySet(model).select_for_update(of=("self",)).filter(pk=pk).first()
+    if row is None:  # gone meanwhile
+        return False
+    setattr(row, field.attname, getattr(row, field.attname))
+    row.save(update_fields=[field.attname])
+    return True
