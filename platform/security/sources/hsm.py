@@ -1,6 +1,6 @@
 """Root keys in a PKCS#11 token: made inside, never leaving it. Wrapping is AES-256-GCM inside the token.
 
-docs/decisions/0003 says why GCM and not a key wrap mechanism. One session serves the process, one call at a time:
+docs/decisions/0005 says why GCM and not a key wrap mechanism. One session serves the process, one call at a time:
 not every module allows more. A session that broke is opened anew and the call done once more; where that fails too the
 caller gets `HsmError` and the next call tries again.
 """

@@ -10,7 +10,7 @@ Iterators (`encrypt`, `decrypt`), file objects (`EncryptingWriter`, `EncryptingR
 """
 
 from security.streams.chunks import Opener, Sealer
-from security.streams.ciphers import Cipher, hchacha20
+from security.streams.ciphers import Cipher
 from security.streams.context import Context, DataKey
 from security.streams.errors import (
     BadContext,
@@ -55,5 +55,4 @@ __all__ = [
     "decrypt_to_path",
     "encrypt",
     "encrypt_to_path",
-    "hchacha20",
 ]

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from security.streams import HEADER_SIZE, SEALED_SIZE, Cipher, Context, DataKey, encrypt, hchacha20
+from security.streams import HEADER_SIZE, SEALED_SIZE, Cipher, Context, DataKey, encrypt
 from security.streams.header import Schedule
+from security.xchacha import hchacha20
 from tests.security.streams.samples import ALICE, BOTH, KEY, SIZES, by_iterator, plaintext, stream
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -7,9 +7,10 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from nacl import bindings
 
-from security.streams import Cipher, DataKey, Header, Opener, hchacha20
+from security.streams import Cipher, DataKey, Header, Opener
 from security.streams.ciphers import start
 from security.streams.header import Schedule
+from security.xchacha import hchacha20
 from tests.security.streams.samples import ALICE, KEY, plaintext, stream
 
 h = bytes.fromhex
