@@ -11,6 +11,12 @@ KEY = 32
 """Bytes of the key."""
 
 
+def key_files(path: Path) -> list[Path]:
+    """Return the root keys that are there: `path` and those that rotations made beside it. The first may be gone."""
+    beside = sorted(path.parent.glob(f"{path.stem}-*{path.suffix}"))
+    return [each for each in (path, *beside) if each.exists()]
+
+
 def ensure_root_key(path: Path) -> None:
     """Create the root key with mode 0600 unless it exists. A crash in the middle leaves either a whole key or none."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

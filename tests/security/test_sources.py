@@ -211,3 +211,15 @@ def test_a_forked_process_opens_a_session_of_its_own(hsm: Hsm) -> None:
     assert mine.recv() == bytes(key.value)
     child.join(20)
     assert source.unwrap(root, wrapped, b"").value == key.value
+
+
+def test_a_stray_file_beside_the_key_file_stops_nobody(key_file: Path) -> None:
+    source = KeyFileSource(key_file)
+    root, second = source.create(), source.create()
+    (key_file.parent / "root-notes.key").write_text("see the safe")
+    assert source.roots() == [root, second]
+    wrapped = source.wrap(second, Key.fresh(), b"")
+    source.unwrap(second, wrapped, b"").wipe()
+    source.file_of(second).chmod(0o644)
+    with pytest.raises(KeyFileError, match="can be read by others"):
+        source.unwrap(second, wrapped, b"")

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from config.embedded.console import StartRefused
+from security.rootkey import key_files
 
 FORMAT = "hearth state 1"
 LEAST_FREE = 1024**3
@@ -90,7 +91,7 @@ def _check_whole(state: Path) -> None:
     # With an HSM the database says which root key it needs; `prepare` looks whether that one is there.
     names = ("HEARTH_KEY_FILE", "HEARTH_KEY_FILE_FILE", "HEARTH_HSM_MODULE", "HEARTH_HSM_MODULE_FILE")
     elsewhere = any(os.environ.get(name) for name in names)
-    if data.exists() and not elsewhere and not key.is_file():
+    if data.exists() and not elsewhere and not key_files(key):
         raise StartRefused(
             f"The root key {key} is missing, but there is a database whose secrets only it can open. Nothing was "
             "changed. Restore the key from a copy, or set HEARTH_KEY_FILE to where it is."

@@ -22,7 +22,7 @@ from provisioning.providers.local.environments import environment_dir
 from provisioning.providers.local.paths import RuntimeFolderError, agent_socket, runtime_dir
 from provisioning.providers.local.processes import Command, Unit, describe_exit, run
 from provisioning.providers.local.provider import LocalProvider
-from security.rootkey import ensure_root_key
+from security.rootkey import ensure_root_key, key_files
 from tenants.releases import newest
 
 LOOPBACK = ("127.", "::1", "localhost")
@@ -74,9 +74,10 @@ class Supervisor:
         self._lock.write(self.url)
         ensure_secret(self.state / "secrets" / "secret-key")
         self._inbox = ensure_secret(self.state / "secrets" / "inbox-token")
-        if not (self.settings["HEARTH_KEY_FILE"] or self.settings["HEARTH_HSM_MODULE"]):
+        elsewhere = self.settings["HEARTH_KEY_FILE"] or self.settings["HEARTH_HSM_MODULE"]
+        if not elsewhere and not key_files(key := self.state / "keys" / "root.key"):
             # Before the database: one without its key is taken for damaged, and a start may end between the two.
-            ensure_root_key(self.state / "keys" / "root.key")
+            ensure_root_key(key)
 
     async def _start_services(self) -> tuple[str, str]:
         """Start what no setting replaces, both at once; return their addresses."""

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from security import xchacha
 from security.errors import KeyFileError, UnknownRootKey, WrongKey
-from security.rootkey import KEY, ensure_root_key
+from security.rootkey import KEY, ensure_root_key, key_files
 from security.secret import Key
 
 WRAPPING = b"hearth root wrapping v1"
@@ -33,7 +33,7 @@ class KeyFileSource:
         self.path = path
 
     def roots(self) -> list[str]:
-        return list(self._files())
+        return list(self._files()[0])
 
     def create(self) -> str:
         path = self.path
@@ -61,17 +61,28 @@ class KeyFileSource:
 
     def file_of(self, root: str) -> Path:
         """Return the file that holds the root key, for telling a person what to back up."""
-        try:
-            return self._files()[root]
-        except KeyError:
-            raise UnknownRootKey(
-                f"The root key {root} is not among the key files in {self.path.parent}. What it protects can't be read "
-                "now; nothing was written. Put its file back from your backup."
-            ) from None
+        files, faults = self._files()
+        if root in files:
+            return files[root]
+        if faults:  # the one that is looked for may be the one that can't be read
+            raise faults[0]
+        raise UnknownRootKey(
+            f"The root key {root} is not among the key files in {self.path.parent}. What it protects can't be read "
+            "now; nothing was written. Put its file back from your backup."
+        )
 
-    def _files(self) -> dict[str, Path]:
-        beside = sorted(self.path.parent.glob(f"{self.path.stem}-*{self.path.suffix}"))
-        return {name(read_root(path)): path for path in (self.path, *beside) if path.exists()}
+    def _files(self) -> tuple[dict[str, Path], list[KeyFileError]]:
+        """Return what can be read, and why other files can't: a stray file beside stops nobody who needs another."""
+        found: dict[str, Path] = {}
+        faults: list[KeyFileError] = []
+        for path in key_files(self.path):
+            try:
+                found.setdefault(name(read_root(path)), path)
+            except KeyFileError as error:
+                if path == self.path:
+                    raise
+                faults.append(error)
+        return found, faults
 
     def _wrapping(self, root: str) -> Key:
         return derive(read_root(self.file_of(root)), WRAPPING)

@@ -24,7 +24,7 @@ from security import reseal
 from security.errors import SecurityError
 from security.keyring import keks
 from security.models import PLATFORM
-from security.rootkey import ensure_root_key
+from security.rootkey import ensure_root_key, key_files
 from tenants.seeds import seed_plans
 
 # Any number that nobody else locks: two that start at once migrate one after the other.
@@ -58,7 +58,9 @@ class Command(BaseCommand):
         self._say(step=title, seconds=round(time.monotonic() - began, 2))
 
     def _key_file(self, key: Path) -> None:
-        if not key.exists() and _in_use():
+        if key_files(key):  # after a rotation the first one may be gone; `_keys` looks for the one that is needed
+            return
+        if _in_use():
             raise CommandError(
                 f"The root key {key} is missing, but the database has secrets that only it can open. Nothing was "
                 "changed. Restore the key from a copy, or set HEARTH_KEY_FILE to where it is."
