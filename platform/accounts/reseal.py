@@ -9,6 +9,7 @@ from allauth.mfa.adapter import get_adapter
 from allauth.mfa.models import Authenticator
 from django.db import transaction
 
+from security.errors import UnsealError
 from security.reseal import Resealer
 
 OLD = b"\x01"
@@ -21,18 +22,26 @@ def waiting(stale: list[bytes]) -> int:
     return sum(1 for _ in _rows(stale))
 
 
-def reseal(stale: list[bytes]) -> int:
-    """Seal them anew; return how many."""
-    count = 0
-    adapter = get_adapter()
+def reseal(stale: list[bytes]) -> tuple[int, list[str]]:
+    """Seal them anew; return how many, and which could not be opened: one person's must not stop everybody's start."""
+    count, faults = 0, []
     for pk in list(_rows(stale)):
-        with transaction.atomic():
-            for row in Authenticator.objects.select_for_update().filter(pk=pk):
-                part = WHERE[Authenticator.Type(row.type)]
-                row.data[part] = adapter.encrypt(adapter.decrypt(row.data[part]))
-                row.save(update_fields=["data"])
-                count += 1
-    return count
+        try:
+            count += _one(pk)
+        except UnsealError as error:
+            faults.append(f"The second factor {pk} was left as it is. {error}")
+    return count, faults
+
+
+@transaction.atomic
+def _one(pk: int) -> int:
+    adapter = get_adapter()
+    rows = list(Authenticator.objects.select_for_update().filter(pk=pk))  # none where it is gone meanwhile
+    for row in rows:
+        part = WHERE[Authenticator.Type(row.type)]
+        row.data[part] = adapter.encrypt(adapter.decrypt(row.data[part]))
+        row.save(update_fields=["data"])
+    return len(rows)
 
 
 def _rows(stale: list[bytes]) -> Iterator[int]:

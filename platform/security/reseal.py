@@ -12,7 +12,7 @@ from django.apps import apps
 from django.conf import settings
 from django.db import connection, models, transaction
 
-from security.errors import KeyFileError, UnsealError
+from security.errors import KeyFileError, KeyGone, UnsealError
 from security.fields import SealedTextField
 from security.models import DataKey, RootKey
 from security.sources.keyfile import name, read_root
@@ -26,7 +26,8 @@ class Resealer:
 
     label: str
     waiting: Callable[[list[bytes]], int]
-    reseal: Callable[[list[bytes]], int]
+    reseal: Callable[[list[bytes]], tuple[int, list[str]]]
+    """Returns how many, and what could not be opened."""
 
 
 resealers: list[Resealer] = []
@@ -42,15 +43,21 @@ def waiting() -> int:
 
 def reseal() -> tuple[int, list[str]]:
     """Seal all of them anew, each row in its own transaction; return how many, and what could not be opened."""
-    stale, done, faults = _stale(), 0, []
+    stale, done = _stale(), 0
+    faults: list[str] = []
     for model, field in columns_of_all():
         for pk in _rows(model, field, stale):
             try:
                 done += _one(model, field, pk)
-            except UnsealError as error:
-                logger.warning("%s", error)
+            except (UnsealError, KeyGone) as error:
                 faults.append(str(error))
-    return done + sum(each.reseal(stale) for each in resealers), faults
+    for each in resealers:
+        more, unopened = each.reseal(stale)
+        done += more
+        faults += unopened
+    for fault in faults:
+        logger.warning("%s", fault)
+    return done, faults
 
 
 def needs_key_file(root: RootKey) -> int:

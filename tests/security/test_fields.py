@@ -240,6 +240,19 @@ def test_second_factors_are_sealed_anew(alice: User) -> None:
     assert reseal.waiting() == 0
 
 
+def test_a_second_factor_that_cannot_be_opened_stops_nobody(alice: User) -> None:
+    Authenticator.objects.filter(user=alice).delete()
+    lost = base64.b64encode(b"\x01" + bytes(60)).decode()
+    damaged = Authenticator.objects.create(user=alice, type="totp", data={"secret": lost})
+    good = base64.b64encode(seal_old(b"JBSWY3DPEHPK3PXP", "accounts.totp")).decode()
+    Authenticator.objects.create(user=alice, type="recovery_codes", data={"seed": good, "used_mask": 0})
+    done, faults = reseal.reseal()
+    assert done == 1
+    assert f"second factor {damaged.pk} was left" in faults[0]
+    damaged.refresh_from_db()
+    assert damaged.data == {"secret": lost}
+
+
 def test_no_secret_looking_column_is_in_plain() -> None:
     kinds = (models.CharField, models.TextField, models.BinaryField, models.JSONField)
     columns = {
