@@ -356,3 +356,13 @@ def test_two_that_rotate_what_is_due_make_one_version() -> None:
         thread.join(20)
     assert sorted(counts) == [0, 1]
     assert version(2).state == State.ACTIVE
+
+
+@pytest.mark.django_db
+def test_a_data_key_made_during_a_compromise_is_marked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = uuid.uuid4()
+    old = keks.ensure_kek(owner)
+    keks.rotate(SYSTEM, owner, compromised=True)
+    monkeypatch.setattr(keks, "ensure_kek", lambda _: old)  # looked just before the rotation was there
+    late = deks.new_data_key(Context(owner, "backup.wal"))
+    assert DataKey.objects.get(pk=late.id).reencrypt is not None

@@ -51,8 +51,9 @@ def rotate(actor: Any, owner: uuid.UUID, *, compromised: bool = False) -> KeyEnc
     them, so what they encrypt must be encrypted again.
     """
     ensure_kek(owner)
-    # The owner's first version stands for the owner: who waits for it sees the other's new version afterwards.
-    KeyEncryptionKey.objects.select_for_update().get(owner=owner, version=1)
+    # All versions are locked, whichever a key bundle brought back: who waits for another's rotation sees its new
+    # version afterwards, and data keys that are being made under the old one are there before any is marked.
+    list(KeyEncryptionKey.objects.select_for_update().filter(owner=owner))
     old = KeyEncryptionKey.objects.get(owner=owner, state=State.ACTIVE)
     return _replace(actor, old, compromised=compromised)
 

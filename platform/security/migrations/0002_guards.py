@@ -4,13 +4,19 @@ from django.db import migrations
 
 FORWARD = """
 CREATE FUNCTION security_data_key_guard() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    since timestamptz;
 BEGIN
-    -- Whoever retires or destroys a key locks it FOR UPDATE first, and waits for this.
-    PERFORM 1 FROM security_keyencryptionkey
+    -- Whoever retires, destroys or compromises a key locks it FOR UPDATE first, and waits for this.
+    SELECT compromised INTO since FROM security_keyencryptionkey
         WHERE id = NEW.kek_id AND owner = NEW.owner AND state IN ('active', 'decrypt-only') FOR KEY SHARE;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'Key version % takes no data keys of this owner any more. Nothing was written; try again.', NEW.kek_id
             USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    -- Made by somebody who looked for the active version just before it was compromised.
+    IF TG_OP = 'INSERT' AND since IS NOT NULL THEN
+        NEW.reencrypt := coalesce(NEW.reencrypt, now());
     END IF;
     RETURN NEW;
 END
