@@ -14,9 +14,10 @@ from pytest_django import Settings
 
 from audit.services import SYSTEM
 from security.errors import BundleError, UnknownRootKey
-from security.keyring import bundle, deks, keks, rewrap
+from security.keyring import bundle, deks, keks, rewrap, roots
 from security.keyring.deks import Context
 from security.models import DataKey, KeyEncryptionKey, RootKey
+from security.sealing import seal, unseal
 from security.secret import Key
 from tests.security.softhsm import Hsm
 
@@ -74,6 +75,64 @@ def test_it_works(kind: str, hsm: Hsm, settings: Settings) -> None:
     assert read(keys)
     rewrap.drive(per_second=1e6)
     assert read(keys)
+
+
+def test_a_start_before_the_restore_spoils_nothing() -> None:
+    keys = fill()
+    old = seal(b"of before", "accounts.totp")
+    root = roots.ensure_root()
+    data = bundle.build(PLACE)
+    lose_the_database()
+    roots.rotate_root(SYSTEM)  # and even under another root key
+    new = seal(b"of the first start", "accounts.totp")
+    assert bundle.restore(SYSTEM, bundle.parse(data, PLACE)) == 13
+    assert read(keys)
+    deks.cache.clear()
+    assert (unseal(old, "accounts.totp"), unseal(new, "accounts.totp")) == (b"of before", b"of the first start")
+    assert seal(b"later", "accounts.totp")[1:17] == new[1:17]
+    rewrap.drive(per_second=1e6)
+    roots.move_keks(SYSTEM)
+    assert RootKey.objects.get(pk=root.pk).state == RootKey.State.RETIRED
+    deks.cache.clear()
+    assert read(keys)
+    assert unseal(old, "accounts.totp") == b"of before"
+    with pytest.raises(BundleError, match="not empty"):
+        bundle.restore(SYSTEM, bundle.parse(data, PLACE))
+
+
+def test_a_root_rotation_in_the_middle_of_the_writing(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = fill()
+    plain = bundle._plain
+    turned: list[RootKey] = []
+
+    def turn(row: dict[str, Any]) -> dict[str, Any]:
+        if "purpose" in row and not turned:
+            turned.append(roots.rotate_root(SYSTEM))
+            roots.move_keks(SYSTEM)
+        return plain(row)
+
+    monkeypatch.setattr(bundle, "_plain", turn)
+    data = bundle.build(PLACE)
+    lose_the_database()
+    bundle.restore(SYSTEM, bundle.parse(data, PLACE))
+    assert read(keys)
+
+
+def test_a_restored_owner_without_a_first_version_rotates() -> None:
+    keks.rotate(SYSTEM, OWNERS[0])
+    rewrap.drive(per_second=1e6)
+    keks.destroy(SYSTEM, KeyEncryptionKey.objects.get(owner=OWNERS[0], version=1))
+    data = bundle.build(PLACE)
+    lose_the_database()
+    bundle.restore(SYSTEM, bundle.parse(data, PLACE))
+    assert keks.rotate(SYSTEM, OWNERS[0], compromised=True).version == 3
+
+
+def test_one_that_could_not_be_read_again_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    fill()
+    monkeypatch.setattr(bundle, "LARGEST_CONTENT", 100)
+    with pytest.raises(BundleError, match="more than can be read again"):
+        bundle.build(PLACE)
 
 
 def test_no_key_is_readable_in_it() -> None:

@@ -26,7 +26,7 @@ from security import xchacha
 from security.binding import bind
 from security.errors import BundleError, WrongKey
 from security.keyring import roots
-from security.models import DataKey, KeyEncryptionKey, RootKey
+from security.models import PLATFORM, DataKey, KeyEncryptionKey, RootKey
 from security.secret import Key
 
 MAGIC = b"HKB1"
@@ -55,14 +55,19 @@ class Bundle:
 def build(place: str, owners: Iterable[uuid.UUID] | None = None) -> bytes:
     """Return a bundle of these owners' keys (None: everybody's) for `place`, a stable name such as a region's store."""
     root = roots.ensure_root()
-    content = _rows(owners)
+    plain = json.dumps(_rows(owners)).encode()
+    if len(plain) > LARGEST_CONTENT:
+        raise BundleError(
+            f"This key bundle would hold {len(plain)} bytes, more than can be read again. Nothing was written. Write "
+            "several, each for some of the organisations."
+        )
     identity = uuid.uuid4()
     with Key.fresh() as key:
         wrapped = roots.source(root.kind).wrap(root.id, key, _binding(identity, place))
         fields = {"bundle": str(identity), "place": place, "root": root.id, "created": timezone.now().isoformat()}
         header = json.dumps(fields | {"key": base64.b64encode(wrapped).decode()}).encode()
         front = MAGIC + struct.pack(">I", len(header)) + header
-        return front + xchacha.seal_box(key.value, zlib.compress(json.dumps(content).encode(), 6), front)
+        return front + xchacha.seal_box(key.value, zlib.compress(plain, 6), front)
 
 
 def parse(data: bytes, place: str) -> Bundle:
@@ -89,13 +94,23 @@ def parse(data: bytes, place: str) -> Bundle:
 
 @transaction.atomic
 def restore(actor: Any, bundle: Bundle) -> int:
-    """Write a bundle's rows into an empty keyring; return how many data keys it brought. All of it or nothing."""
-    if KeyEncryptionKey.objects.exists():
+    """Write a bundle's rows into a new keyring; return how many data keys it brought. All of it or nothing.
+
+    New is one without any organisation's keys. The platform's are made by every start: they stay the active ones, and
+    the bundle's versions of them come behind, only to open.
+    """
+    present = list(KeyEncryptionKey.objects.select_for_update())
+    if any(kek.owner != PLATFORM for kek in present):
         raise BundleError("This keyring is not empty, so the bundle was not restored. Restore into a new database.")
-    RootKey.objects.all().delete()
-    RootKey.objects.bulk_create([RootKey(**row) for row in bundle.roots])
-    KeyEncryptionKey.objects.bulk_create([KeyEncryptionKey(**row) for row in bundle.keks])
+    if not present:
+        RootKey.objects.all().delete()
+    _restore_roots(bundle)
+    keks = [KeyEncryptionKey(**row) for row in bundle.keks]
     rows = [DataKey(**row) for row in bundle.data_keys]
+    if present:
+        _put_behind(max(kek.version for kek in present), [kek for kek in keks if kek.owner == PLATFORM])
+        _make_way([row for row in rows if row.owner == PLATFORM and row.shared])
+    KeyEncryptionKey.objects.bulk_create(keks)
     DataKey.objects.bulk_create(rows, batch_size=2000)
     root = RootKey.objects.get(state=RootKey.State.ACTIVE)
     after = {"bundle": str(bundle.id), "keks": len(bundle.keks), "data_keys": len(rows)}
@@ -103,8 +118,32 @@ def restore(actor: Any, bundle: Bundle) -> int:
     return len(rows)
 
 
+def _restore_roots(bundle: Bundle) -> None:
+    rows = [RootKey(**row) for row in bundle.roots]
+    if RootKey.objects.filter(state=RootKey.State.ACTIVE).exists():
+        for root in rows:
+            root.state = root.state.replace(RootKey.State.ACTIVE, RootKey.State.READABLE)
+    RootKey.objects.bulk_create(rows, ignore_conflicts=True)
+
+
+def _put_behind(last: int, keks: list[KeyEncryptionKey]) -> None:
+    """Number a bundle's versions behind the `last` one that is there. A version is part of what its wrapping binds."""
+    for number, kek in enumerate(sorted(keks, key=lambda kek: kek.version), last + 1):
+        with roots.unwrap(kek) as key:
+            kek.version = number
+            kek.wrapped = roots.wrap(kek, key)
+        if kek.state == KeyEncryptionKey.State.ACTIVE:
+            kek.state = KeyEncryptionKey.State.DECRYPT_ONLY
+
+
+def _make_way(rows: list[DataKey]) -> None:
+    """Let the shared keys that are there seal on: the bundle's only open, until a reseal has moved what they seal."""
+    for row in rows:
+        row.reencrypt = row.reencrypt or timezone.now()
+
+
 def _rows(owners: Iterable[uuid.UUID] | None) -> dict[str, Any]:
-    """Read versions first, then data keys: where a version was made in between, read again."""
+    """Read versions first, then data keys, then roots: where one was made or retired in between, read again."""
     versions = KeyEncryptionKey.objects.exclude(state=KeyEncryptionKey.State.DESTROYED)
     data_keys = DataKey.objects.all()
     if owners is not None:
@@ -113,12 +152,11 @@ def _rows(owners: Iterable[uuid.UUID] | None) -> dict[str, Any]:
     while True:
         keks = [_plain(row) for row in versions.values(*KEK_FIELDS)]
         found = [_plain(row) for row in data_keys.values(*DATA_KEY_FIELDS)]
-        if {row["kek_id"] for row in found} <= {row["id"] for row in keks}:
-            return {
-                "roots": [_plain(row) for row in RootKey.objects.values(*ROOT_FIELDS)],
-                "keks": keks,
-                "data_keys": found,
-            }
+        root_keys = [_plain(row) for row in RootKey.objects.values(*ROOT_FIELDS)]
+        usable = {row["id"] for row in root_keys if row["state"] != RootKey.State.RETIRED}
+        whole = {row["kek_id"] for row in found} <= {row["id"] for row in keks}
+        if whole and {row["root_id"] for row in keks} <= usable:
+            return {"roots": root_keys, "keks": keks, "data_keys": found}
 
 
 def _header(data: bytes) -> tuple[bytes, dict[str, str]]:
