@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import uuid
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 from pytest_django import Settings
 
+from accounts.sessions import SessionStore
 from audit.services import SYSTEM
-from security.errors import KeyFileError, UnsealError
+from security.errors import KeyFileError, KeySourceError, UnsealError
 from security.keyring import deks, erasure, keks
 from security.models import PLATFORM, DataKey
 from security.rootkey import ensure_root_key
@@ -135,3 +137,15 @@ def test_an_erased_owners_values_are_gone() -> None:
     with pytest.raises(UnsealError, match="erased"):
         unseal_at(sealed, PLACE)
     assert unseal_at(other, OTHERS[4]) == b"secret"
+
+
+def test_a_session_of_version_1_ends_with_the_key_file(settings: Settings) -> None:
+    old = base64.b64encode(seal_old(b'{"of": "before"}', "accounts.session")).decode()
+    assert SessionStore().decode(old) == {"of": "before"}
+    present = SessionStore().encode({"of": "today"})
+    keks.cache.clear()
+    deks.cache.clear()
+    settings.HEARTH = {**settings.HEARTH, "HEARTH_KEY_FILE": "/nowhere/root.key"}
+    assert SessionStore().decode(old) == {}
+    with pytest.raises(KeySourceError):
+        SessionStore().decode(present)
