@@ -25,7 +25,7 @@ from provisioning.models import Operation, Region, ServerSecret, ServerStatus
 from provisioning.providers.base import Observation, ProviderError
 from provisioning.spec import RUNNING
 from provisioning.status import Situation, evaluate
-from provisioning.status_writer import write
+from provisioning.status_writer import decides, write
 
 CHECK_EVERY, CHECK_AGAIN = timedelta(minutes=3), timedelta(seconds=10)
 SEEN_EVERY = timedelta(seconds=30)
@@ -81,12 +81,7 @@ def deciding_operations(server_ids: list[uuid.UUID]) -> dict[uuid.UUID, Operatio
         .order_by("server_id", "-created")
         .distinct("server_id")
     )
-    return {
-        operation.server_id: operation
-        for operation in newest
-        if operation.state in Operation.OPEN
-        or (operation.state != Operation.State.SUCCEEDED and operation.generation == operation.server.generation)
-    }
+    return {operation.server_id: operation for operation in newest if decides(operation, operation.server)}
 
 
 def _to_check(

@@ -23,10 +23,14 @@ def now_checked() -> dict[str, Any]:
 def deciding_operation(server: Server) -> Operation | None:
     """Return the open operation, or else the newest failed or cancelled one that still stands in the server's way."""
     newest = Operation.objects.filter(server=server).order_by("-created").first()
-    if newest is None or newest.state in Operation.OPEN:
-        return newest
-    stands = newest.generation == server.generation and newest.state != Operation.State.SUCCEEDED
-    return newest if stands else None
+    return newest if newest is not None and decides(newest, server) else None
+
+
+def decides(newest: Operation, server: Server) -> bool:
+    """Tell whether a server's newest operation is open, or ended without success for what is still wanted."""
+    if newest.state in Operation.OPEN:
+        return True
+    return newest.generation == server.generation and newest.state != Operation.State.SUCCEEDED
 
 
 def publish(server_id: uuid.UUID, *, seen: Observation | None = None) -> None:
