@@ -7,7 +7,6 @@ import hashlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,15 +20,10 @@ import pytest
 
 from config.embedded.state import prepare_state
 from provisioning.providers.local.paths import agent_socket
+from tests.bench.floor import free_ports
 from tests.stack import Stack, alive
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
@@ -38,7 +32,7 @@ def stack() -> Iterator[Stack]:
     # Not below pytest's own folder, which is closed to the users that PostgreSQL and the servers run as.
     with tempfile.TemporaryDirectory(prefix="hearth-start-", dir="/tmp") as folder:
         Path(folder).chmod(0o711)
-        stack = Stack(Path(folder) / "state", free_port())
+        stack = Stack(Path(folder) / "state", free_ports(1)[0])
         try:
             yield stack
         finally:
@@ -85,7 +79,7 @@ def test_one_command_up_and_ctrl_c_down(stack: Stack) -> None:
     assert stack.link("/inbox/?token=")
     assert stack.link("/staff/claim/")
 
-    code, said = run(stack, HEARTH_PORT=str(free_port()))
+    code, said = run(stack, HEARTH_PORT=str(free_ports(1)[0]))
     assert code == 1
     assert f"process {family[0].pid}, {stack.url}" in said
     code, said = run(stack, HEARTH_STATE=str(stack.state.with_name("other")))
@@ -183,7 +177,7 @@ def test_a_start_that_can_not_be_is_one_sentence(stack: Stack, settings: dict[st
 
 
 def test_a_database_that_can_not_be_reached_is_one_sentence(stack: Stack) -> None:
-    code, said = run(stack, DATABASE_URL=f"postgres://hearth:hush@127.0.0.1:{free_port()}/hearth")
+    code, said = run(stack, DATABASE_URL=f"postgres://hearth:hush@127.0.0.1:{free_ports(1)[0]}/hearth")
     assert code == 1
     assert "The database can't be used:" in said
     assert "Traceback" not in said

@@ -21,6 +21,7 @@ from security.keyring.deks import Context
 from security.keyring.seams import seams
 from security.models import PLATFORM, DataKey, KeyEncryptionKey, RootKey
 from security.secret import Key
+from tests.together import at_once
 
 State = KeyEncryptionKey.State
 pytestmark = pytest.mark.django_db
@@ -256,21 +257,7 @@ def test_keys_in_memory_are_few_short_lived_and_wiped() -> None:
 @pytest.mark.django_db(transaction=True)
 def test_two_that_make_the_first_key_at_once_agree() -> None:
     owner, column = uuid.uuid4(), Context(PLATFORM, "column:a.b.c")
-    seen: list[tuple[uuid.UUID, uuid.UUID]] = []
-    barrier = threading.Barrier(4)
-
-    def work() -> None:
-        try:
-            barrier.wait(10)
-            seen.append((keks.ensure_kek(owner).pk, deks.shared_data_key(column).id))
-        finally:
-            connection.close()
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
+    seen = at_once([lambda: (keks.ensure_kek(owner).pk, deks.shared_data_key(column).id)] * 4, seconds=20)
     assert len(seen) == 4
     assert len(set(seen)) == 1
     assert RootKey.objects.count() == 1
@@ -323,17 +310,7 @@ def test_whoever_comes_second_takes_what_the_first_made(monkeypatch: pytest.Monk
 def test_two_that_rotate_by_hand_make_two_versions() -> None:
     keks.ensure_kek(OWNER)
 
-    def work() -> None:
-        try:
-            keks.rotate(SYSTEM, OWNER)
-        finally:
-            connection.close()
-
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
+    at_once([lambda: keks.rotate(SYSTEM, OWNER)] * 2, seconds=20)
     assert [version(number).state for number in (1, 2, 3)] == ["decrypt-only", "decrypt-only", "active"]
 
 
@@ -341,20 +318,8 @@ def test_two_that_rotate_by_hand_make_two_versions() -> None:
 def test_two_that_rotate_what_is_due_make_one_version() -> None:
     keks.ensure_kek(OWNER)
     KeyEncryptionKey.objects.update(rotate_after=timezone.now())
-    counts: list[int] = []
-
-    def work() -> None:
-        try:
-            counts.append(keks.rotate_due())
-        finally:
-            connection.close()
-
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert sorted(counts) == [0, 1]
+    counts = at_once([keks.rotate_due] * 2, seconds=20)
+    assert {*counts} == {0, 1}
     assert version(2).state == State.ACTIVE
 
 

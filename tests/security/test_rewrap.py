@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from datetime import timedelta
@@ -27,6 +26,7 @@ from security.keyring.seams import seams
 from security.models import DataKey, KeyEncryptionKey, Rewrap
 from security.secret import Key
 from tests.security.softhsm import Hsm
+from tests.together import at_once
 
 State = KeyEncryptionKey.State
 ROOT = Path(__file__).resolve().parents[2]
@@ -212,19 +212,7 @@ def test_an_hsm_that_is_away_stops_it_and_nothing_is_half_done(hsm: Hsm, setting
 def test_two_rewrappers_at_once() -> None:
     owners = [uuid.uuid4() for _ in range(3)]
     keys = {owner: fill(owner, 120) for owner in owners}
-    counts: list[int] = []
-
-    def work() -> None:
-        try:
-            counts.append(rewrap.drive(per_second=FAST, size=7))
-        finally:
-            connection.close()
-
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    counts = at_once([lambda: rewrap.drive(per_second=FAST, size=7)] * 2, seconds=60)
     rewrap.drive(per_second=FAST)
     assert len(counts) == 2
     for owner in owners:

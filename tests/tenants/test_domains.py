@@ -21,7 +21,7 @@ from tenants.errors import Refused
 from tenants.models import Domain, Organisation, Plan, Server
 from tenants.services import domains
 from tests.tenants.conftest import Seams
-from tests.tenants.together import at_once
+from tests.together import at_once
 
 pytestmark = pytest.mark.django_db
 

@@ -15,7 +15,7 @@ from tenants import services
 from tenants.errors import Refused
 from tenants.models import Membership, Organisation
 from tenants.services import members
-from tests.tenants.together import at_once
+from tests.together import at_once
 
 pytestmark = pytest.mark.django_db
 

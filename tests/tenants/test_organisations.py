@@ -15,7 +15,7 @@ from tenants.errors import Refused
 from tenants.models import Membership, Organisation, Plan, Server
 from tenants.seeds import seed_plans
 from tenants.services import organisations
-from tests.tenants.together import at_once
+from tests.together import at_once
 
 pytestmark = pytest.mark.django_db
 

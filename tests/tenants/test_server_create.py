@@ -15,7 +15,7 @@ from tenants import limits, releases, services
 from tenants.errors import Refused
 from tenants.models import Organisation, Plan, Server
 from tests.tenants.conftest import Seams
-from tests.tenants.together import at_once
+from tests.together import at_once
 
 pytestmark = pytest.mark.django_db
 

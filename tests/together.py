@@ -10,7 +10,7 @@ from django.db import connection
 from tenants.errors import Refused
 
 
-def at_once(calls: list[Callable[[], object]]) -> list[object]:
+def at_once(calls: list[Callable[[], object]], *, seconds: float = 30) -> list[object]:
     """Make the calls at the same moment, each with a database connection of its own; return results or refusals."""
     gate = threading.Barrier(len(calls))
     outcomes: list[object] = []
@@ -29,6 +29,6 @@ def at_once(calls: list[Callable[[], object]]) -> list[object]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(seconds)
     assert len(outcomes) == len(calls)
     return outcomes
