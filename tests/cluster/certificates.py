@@ -1,0 +1,92 @@
+"""A certificate authority for one test cluster: short EC keys, because RSA would cost a second of each start."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+DAY = datetime.timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A certificate and its private key, both PEM."""
+
+    certificate: bytes
+    key: bytes
+
+
+class Authority:
+    """Signs certificates that are valid from yesterday for `days` days."""
+
+    def __init__(self, name: str, *, days: float = 30) -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._days = days
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        builder = self._builder(subject, subject, self._key, days)
+        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        self._certificate = builder.sign(self._key, hashes.SHA256())
+
+    @property
+    def certificate(self) -> bytes:
+        """The authority's own certificate, PEM."""
+        return self._certificate.public_bytes(serialization.Encoding.PEM)
+
+    def issue(
+        self, name: str, *, groups: tuple[str, ...] = (), hosts: tuple[str, ...] = (), days: float | None = None
+    ) -> Pair:
+        """Return a new key with a certificate for a client (`groups`) or a server (`hosts`: names and addresses)."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        organisations = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group) for group in groups]
+        # A common name holds 64 characters at most; names of hosts stand in the extension anyway.
+        subject = x509.Name([*organisations, x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+        builder = self._builder(subject, self._certificate.subject, key, self._days if days is None else days)
+        usages = [ExtendedKeyUsageOID.SERVER_AUTH if hosts else ExtendedKeyUsageOID.CLIENT_AUTH]
+        builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        if hosts:
+            builder = builder.add_extension(
+                x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False
+            )
+        signed = builder.sign(self._key, hashes.SHA256())
+        return Pair(signed.public_bytes(serialization.Encoding.PEM), private_pem(key))
+
+    def _builder(
+        self, subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: float
+    ) -> x509.CertificateBuilder:
+        now = datetime.datetime.now(datetime.UTC)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(issuer)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - DAY)
+            .not_valid_after(now + days * DAY)
+        )
+
+
+def signing_pair() -> Pair:
+    """Return a public and a private key for service account tokens; `certificate` is the public key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return Pair(public, private_pem(key))
+
+
+def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """Return the key as PKCS#8 PEM without a password."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _host(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
