@@ -112,12 +112,16 @@ class Cluster:
         self._lock.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def stop_api_server(self, end: signal.Signals = signal.SIGTERM) -> None:
-        """End the API server; etcd keeps the data. SIGKILL is a crash, SIGTERM lets running requests finish."""
+    def stop_api_server(self, end: signal.Signals = signal.SIGTERM, *, grace: float = 5) -> None:
+        """End the API server; etcd keeps the data. SIGKILL is a crash.
+
+        After SIGTERM it ends watches, refuses what is new with 429 and waits for idle connections, which those of
+        other programs here never are: so SIGKILL follows after `grace` seconds.
+        """
         process = self.processes.pop("kube-apiserver")
         process.send_signal(end)
         try:
-            process.wait(20)
+            process.wait(grace)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

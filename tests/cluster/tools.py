@@ -1,7 +1,7 @@
 """The programs of the test cluster, built from their Go modules once for all checkouts.
 
-The Kubernetes programs, Helm, kwok and the checkers of charts share one go.mod on purpose: with one version of the
-Kubernetes libraries most of their packages are compiled once instead of four times. A built program lies in
+The Kubernetes programs, Helm and kwok share one go.mod on purpose: with one version of the Kubernetes libraries most of
+their packages are compiled once instead of three times. A built program lies in
 `<cache>/hearth/test-bin/<module>-<hash of go.mod, go.sum and flags>-<version of Go>/`, and `var/test/bin` has links to
 what this checkout uses. `TEST_CLUSTER_BIN` may name a folder of programs that are taken as they are.
 """
@@ -67,8 +67,8 @@ TOOLS = {
     "kube-scheduler": Tool("kubernetes", "k8s.io/kubernetes/cmd/kube-scheduler"),
     "kwok": Tool("kubernetes", "sigs.k8s.io/kwok/cmd/kwok"),
     "helm": Tool("kubernetes", "helm.sh/helm/v3/cmd/helm"),
-    "kube-score": Tool("kubernetes", "github.com/zegl/kube-score/cmd/kube-score"),
-    "kubeconform": Tool("kubernetes", "github.com/yannh/kubeconform/cmd/kubeconform"),
+    "kube-score": Tool("checks", "github.com/zegl/kube-score/cmd/kube-score"),
+    "kubeconform": Tool("checks", "github.com/yannh/kubeconform/cmd/kubeconform"),
     "kubelet": Tool("kubernetes", "k8s.io/kubernetes/cmd/kubelet"),
     "kubectl": Tool("kubernetes", "k8s.io/kubernetes/cmd/kubectl"),
 }
@@ -82,7 +82,7 @@ def find(name: str) -> Path:
     given = os.environ.get("TEST_CLUSTER_BIN")
     if given and (path := Path(given) / name).exists():
         return path
-    for folder in sorted(_cache().glob(f"{_key(TOOLS[name].module)}-*"), reverse=True):
+    for folder in sorted(cache().glob(f"{_key(TOOLS[name].module)}-*"), reverse=True):
         if (path := folder / name).exists():
             return path
     raise Missing(f"the program {name} of the test cluster is not there. Run: make test (needs Go and its modules).")
@@ -132,10 +132,10 @@ def _absent(name: str) -> bool:
 def _build(module: str, names: list[str], say: Callable[[str], None]) -> None:
     """Build a module's programs in one command, so that linking one overlaps with compiling the next."""
     started = time.monotonic()
-    place = _cache() / f"{_key(module)}-{_version()}"
+    place = cache() / f"{_key(module)}-{_version()}"
     place.mkdir(parents=True, exist_ok=True)
     say(f"Building {', '.join(names)} (once; minutes)")
-    with tempfile.TemporaryDirectory(prefix=".building-", dir=_cache()) as folder:
+    with tempfile.TemporaryDirectory(prefix=".building-", dir=cache()) as folder:
         packages = [TOOLS[name].package for name in names]
         _run(MODULES / module, ["build", "-v", "-trimpath", "-ldflags", _FLAGS, "-o", f"{folder}/", *packages], say)
         for name in names:
@@ -178,7 +178,8 @@ def _key(module: str) -> str:
     return f"{module}-{digest[:16]}"
 
 
-def _cache() -> Path:
+def cache() -> Path:
+    """Return the folder of what is built and fetched, for all checkouts of this user."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "hearth" / "test-bin"
 
@@ -186,8 +187,8 @@ def _cache() -> Path:
 @contextlib.contextmanager
 def _alone(module: str, say: Callable[[str], None]) -> Iterator[None]:
     """Let one process build a module while the others wait."""
-    _cache().mkdir(parents=True, exist_ok=True)
-    with (_cache() / f".{module}.lock").open("a") as lock:
+    cache().mkdir(parents=True, exist_ok=True)
+    with (cache() / f".{module}.lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
