@@ -15,6 +15,7 @@ import yaml
 
 Object = dict[str, Any]
 MANAGER = "hearth-tests"
+MERGE = "application/merge-patch+json"
 
 
 class ApiError(Exception):
@@ -35,20 +36,8 @@ class Api:
 
     @classmethod
     def from_kubeconfig(cls, path: Path) -> Self:
-        """Return a client of the kubeconfig's current context: client certificate or token, by file or inline."""
-        content = yaml.safe_load(path.read_text())
-        context = _named(content["contexts"], content["current-context"])["context"]
-        cluster = _named(content["clusters"], context["cluster"])["cluster"]
-        user = _named(content["users"], context["user"])["user"]
-        verify = ssl.create_default_context(cadata=_content(cluster, "certificate-authority", path))
-        certificate = _content(user, "client-certificate", path)
-        if certificate:
-            with tempfile.NamedTemporaryFile("w", suffix=".pem") as pair:  # ssl reads it from a file only
-                pair.write(certificate + (_content(user, "client-key", path) or ""))
-                pair.flush()
-                verify.load_cert_chain(pair.name)
-        headers = {"Authorization": f"Bearer {user['token']}"} if "token" in user else {}
-        return cls(cluster["server"], verify, headers)
+        """Return a client of a kubeconfig's current context."""
+        return cls(*connection(path))
 
     def close(self) -> None:
         self.http.close()
@@ -104,7 +93,7 @@ class Api:
     def patch(self, target: Object, change: Object, *, sub: str = "") -> Object:
         """Change an object by a JSON merge patch; `sub` is a subresource such as `status`."""
         path = self._of(target) + (f"/{sub}" if sub else "")
-        headers = {"Content-Type": "application/merge-patch+json"}
+        headers = {"Content-Type": MERGE}
         return self.request("PATCH", path, json=change, headers=headers, params={"fieldManager": MANAGER})
 
     def delete(self, api_version: str, kind: str, name: str, namespace: str | None = None) -> None:
@@ -147,6 +136,23 @@ class Api:
             return self._resources[api_version][kind]
         except KeyError:
             raise ApiError(404, f"the cluster knows no {kind} of {api_version}") from None
+
+
+def connection(kubeconfig: Path) -> tuple[str, ssl.SSLContext, dict[str, str]]:
+    """Return address, TLS context and headers of a kubeconfig: client certificate or token, by file or inline."""
+    content = yaml.safe_load(kubeconfig.read_text())
+    context = _named(content["contexts"], content["current-context"])["context"]
+    cluster = _named(content["clusters"], context["cluster"])["cluster"]
+    user = _named(content["users"], context["user"])["user"]
+    verify = ssl.create_default_context(cadata=_content(cluster, "certificate-authority", kubeconfig))
+    certificate = _content(user, "client-certificate", kubeconfig)
+    if certificate:
+        with tempfile.NamedTemporaryFile("w", suffix=".pem") as pair:  # ssl reads it from a file only
+            pair.write(certificate + (_content(user, "client-key", kubeconfig) or ""))
+            pair.flush()
+            verify.load_cert_chain(pair.name)
+    token = user.get("token") or (Path(user["tokenFile"]).read_text() if "tokenFile" in user else "")
+    return cluster["server"], verify, {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def _named(entries: list[Object], name: str) -> Object:

@@ -127,7 +127,7 @@ def folder(source: str) -> Path:
 def load(paths: Iterable[Path]) -> list[Object]:
     """Return the objects of YAML files, without the descriptions in their schemas."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return [_bare(each) for path in paths for each in yaml.load_all(path.read_text(), loader) if each]  # noqa: S506 (both are safe loaders)
+    return [_bare(each) for path in paths for each in yaml.load_all(path.read_text(), loader) if each]
 
 
 def _read(source: Source) -> list[Object]:

@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,8 +25,10 @@ from provisioning.providers.local.processes import Command, spawn_argv
 from tests.bench.floor import free_ports
 from tests.cluster.api import Api
 from tests.cluster.certificates import Authority, signing_pair
+from tests.cluster.furnish import furnish
 from tests.cluster.tools import CLUSTER, find
 
+ROOT = Path(__file__).resolve().parents[2]
 PREFIX = "hearth-cluster-"
 MASTERS = "system:masters"
 _TRIES = 5
@@ -48,7 +51,8 @@ class Cluster:
         self.authority = Authority("test cluster")
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._nodes = nodes
-        self._programs = {name: find(name) for name in CLUSTER if nodes or name != "kwok"}
+        self._programs = {name: [str(find(name))] for name in CLUSTER if nodes or name != "kwok"}
+        self._programs["stand-ins"] = [sys.executable, "-m", "tests.cluster.stand_ins"]
         self._api: Api | None = None
 
     def __enter__(self) -> Self:
@@ -96,7 +100,8 @@ class Cluster:
         self._spawn("kube-scheduler", *self._scheduler())
         if self._nodes:
             self._spawn("kwok", *self._kwok_flags())
-            self.api.apply(*[node(f"node-{number}") for number in range(self._nodes)])
+        furnish(self.api, nodes=self._nodes)
+        self._spawn("stand-ins", str(self.kubeconfig))
         return time.monotonic() - started
 
     def stop(self) -> None:
@@ -233,13 +238,13 @@ class Cluster:
         ]
 
     def _spawn(self, name: str, *flags: str) -> None:
-        command = Command(name, (str(self._programs[name]), *flags), self.folder, {})
+        command = Command(name, (*self._programs[name], *flags), self.folder, {})
         with _log(self.logs / f"{name}.log") as log:
             self.processes[name] = subprocess.Popen(
                 spawn_argv(command),
                 cwd=self.folder,
                 # No proxy of the machine, and no kubeconfig of a person.
-                env={"HOME": str(self.folder), "PATH": os.defpath},
+                env={"HOME": str(self.folder), "PATH": os.defpath, "PYTHONPATH": str(ROOT)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -262,26 +267,6 @@ class Cluster:
 
     def _failed(self, name: str) -> RuntimeError:
         return RuntimeError(f"{name} of the test cluster did not start. Its last lines:\n{self.tail(name)}")
-
-
-def node(name: str, *, cpu: str = "64", memory: str = "256Gi", pods: int = 1000) -> dict[str, object]:
-    """Return a node that kwok plays."""
-    room = {"cpu": cpu, "memory": memory, "pods": str(pods), "ephemeral-storage": "1Ti"}
-    return {
-        "apiVersion": "v1",
-        "kind": "Node",
-        "metadata": {
-            "name": name,
-            "labels": {
-                "type": "kwok",
-                "kubernetes.io/hostname": name,
-                "kubernetes.io/os": "linux",
-                "topology.kubernetes.io/zone": f"zone-{name[-1]}",
-            },
-            "annotations": {"kwok.x-k8s.io/node": "fake"},
-        },
-        "status": {"allocatable": room, "capacity": room},
-    }
 
 
 def write_kubeconfig(place: Path, url: str, authority: Path, user: dict[str, str]) -> None:
