@@ -1,0 +1,85 @@
+"""One moment of one server, as its plan and its status are made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from provisioning.operator.children import Certified, Database, Place, Volume, Workload
+from provisioning.operator.store import Child
+
+MAIN = "synapse-main"
+GENERIC = "synapse-generic"
+WORKLOADS = {"Deployment", "StatefulSet"}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that is wrong: a reason with a name, and a sentence for a person."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the server answered to the protocol checks."""
+
+    ok: bool
+    version: str = ""
+    signing_key_id: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What was seen. `now`: Unix seconds."""
+
+    children: Mapping[Place, Child]
+    now: float
+    probe: Probe | None = None
+    """None when the server has not been asked in its present state."""
+    diagnosis: Fault | None = None
+    """Why processes do not run, as their pods and volumes tell; `crashes` says how often the main one ended."""
+    crashes: int = 0
+    faults: Mapping[Place, Fault] = field(default_factory=dict)
+    """Children that the API server refused."""
+    fault: Fault | None = None
+    """What kept the whole turn from being done."""
+    kept: tuple[Place, ...] = ()
+    pending: int = 0
+    """Children that still must be written."""
+
+    def workloads(self) -> Iterator[tuple[str, Workload]]:
+        """Yield each group of processes with its name."""
+        for place, child in sorted(self.children.items()):
+            if place.kind in WORKLOADS and isinstance(child.seen, Workload):
+                yield place.name, child.seen
+
+    def synapses(self) -> Iterator[tuple[str, Workload]]:
+        """Yield Synapse's groups of processes."""
+        return ((name, each) for name, each in self.workloads() if name.startswith("synapse-"))
+
+    def workload(self, name: str) -> Workload | None:
+        """Return one group of processes."""
+        return next((each for found, each in self.workloads() if found == name), None)
+
+    def database(self) -> Database | None:
+        """Return the database cluster, where there is one."""
+        return next((each.seen for each in self.children.values() if isinstance(each.seen, Database)), None)
+
+    def certificates(self) -> list[Certified]:
+        """Return the certificates that cert-manager makes."""
+        return [each.seen for each in self.children.values() if isinstance(each.seen, Certified)]
+
+    def volumes(self) -> Iterator[tuple[str, Volume]]:
+        """Yield each volume with its name."""
+        for place, child in sorted(self.children.items()):
+            if isinstance(child.seen, Volume):
+                yield place.name, child.seen
+
+
+def condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """Return one condition of a status, empty when it is not there."""
+    return next((each for each in status.get("conditions") or () if each["type"] == kind), {})

@@ -1,0 +1,137 @@
+"""What to make of a server now: its spec, except in the middle of what must be done in steps. Pure functions.
+
+- Upgrade: the main process first, because it alone changes the database's schema; workers follow once it answers.
+  One that fails goes back to the release that ran, where the database still permits it, and says so.
+- Suspend: processes first, then the database hibernates. Resume: the other way round.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from provisioning.operator.children import Place
+from provisioning.operator.observed import MAIN, WORKLOADS, Fault, Observed, condition
+
+UPGRADE_LIMIT = 900.0  # seconds an upgrade may take before it goes back
+CRASHES = 4  # of the main process, before an upgrade goes back sooner
+UPGRADE_FAILED = "UpgradeFailed"
+UPGRADE_STUCK = "UpgradeStuck"
+
+
+def nothing(_place: Place) -> bool:
+    """Hold nothing back."""
+    return False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`spec`: what the chart is given; `hold`: whose change must wait; `step`: a reason for Progressing, or nothing."""
+
+    spec: Mapping[str, Any]
+    hold: Callable[[Place], bool] = nothing
+    step: str = ""
+    message: str = ""
+    fault: Fault | None = None
+
+
+def make(spec: Mapping[str, Any], generation: int, status: Mapping[str, Any], seen: Observed) -> Plan:
+    """Return the plan for this moment."""
+    if "suspended" in spec:
+        return _suspend(spec, seen)
+    release = status.get("release") or {}
+    if release and _wanted(spec) != (release.get("version"), release.get("image")):
+        return _upgrade(spec, generation, status, seen)
+    if plan := _resume(spec, seen):
+        return plan
+    return Plan(spec)
+
+
+def _wanted(spec: Mapping[str, Any]) -> tuple[str, str]:
+    return spec["synapse"]["version"], spec["images"]["synapse"]
+
+
+def _suspend(spec: Mapping[str, Any], seen: Observed) -> Plan:
+    running = [name for name, each in seen.synapses() if each.replicas]
+    database = seen.database()
+    if running:
+        wait = f"Waiting for {', '.join(running)} to stop before the database hibernates."
+        return Plan(spec, lambda place: place.kind == "Cluster", "Suspending", wait)
+    if database and not database.hibernated:
+        return Plan(spec, step="Suspending", message="The processes have stopped; the database is going to sleep.")
+    return Plan(spec)
+
+
+def _resume(spec: Mapping[str, Any], seen: Observed) -> Plan | None:
+    main, database = seen.workload(MAIN), seen.database()
+    if main is None or main.desired or database is None or database.healthy:
+        return None
+    return Plan(spec, _is_synapse, "Resuming", "Waiting for the database to wake before the processes start.")
+
+
+def _is_synapse(place: Place) -> bool:
+    return place.kind in WORKLOADS and place.name.startswith("synapse-")
+
+
+def _is_worker(place: Place) -> bool:
+    return _is_synapse(place) and place.name != MAIN
+
+
+def _upgrade(spec: Mapping[str, Any], generation: int, status: Mapping[str, Any], seen: Observed) -> Plan:
+    release = status["release"]
+    version, image = _wanted(spec)
+    degraded = condition(status, "Degraded")
+    told = str(degraded.get("message") or "")
+    if degraded.get("reason") == UPGRADE_FAILED and degraded.get("observedGeneration") == generation:
+        return _back(spec, release, Fault(UPGRADE_FAILED, told))
+    fault = _failure(spec, generation, status, seen)
+    possible = int(release.get("schemaVersion") or 0) >= int(spec["synapse"]["compatVersion"])
+    if fault and possible:
+        return _back(spec, release, fault)
+    main = seen.workload(MAIN)
+    moved = main is not None and main.image == image and main.settled and seen.probe is not None and seen.probe.ok
+    stuck = fault and Fault(
+        UPGRADE_STUCK,
+        f"{fault.message} Synapse {release['version']} can't read the database any more, so there is no way back "
+        "without a restore. The data is intact; restore a backup or wait for a later release.",
+    )
+    text = f"Synapse {version}: " + ("the workers follow." if moved else "the main process changes the database first.")
+    return Plan(spec, nothing if moved else _is_worker, "Upgrading", text, stuck or None)
+
+
+def _back(spec: Mapping[str, Any], release: Mapping[str, Any], fault: Fault) -> Plan:
+    older = {**spec["synapse"], "version": release["version"]}
+    return Plan(
+        {**spec, "synapse": older, "images": {**spec["images"], "synapse": release["image"]}},
+        step="",
+        fault=fault,
+    )
+
+
+def _failure(spec: Mapping[str, Any], generation: int, status: Mapping[str, Any], seen: Observed) -> Fault | None:
+    version, image = _wanted(spec)
+    main = seen.workload(MAIN)
+    if main is None or main.image != image:
+        return None
+    because = ""
+    if seen.crashes >= CRASHES:
+        because = f"its main process ended {seen.crashes} times"
+    elif main.reason == "ProgressDeadlineExceeded":
+        because = "its main process did not become ready in time"
+    elif _since(status, generation, seen.now) > UPGRADE_LIMIT:
+        because = f"it did not answer within {UPGRADE_LIMIT / 60:.0f} minutes"
+    if not because:
+        return None
+    detail = f" {seen.diagnosis.message}" if seen.diagnosis else ""
+    text = f"The upgrade to Synapse {version} failed: {because}.{detail} {status['release']['version']} runs again."
+    return Fault(UPGRADE_FAILED, text)
+
+
+def _since(status: Mapping[str, Any], generation: int, now: float) -> float:
+    """Return the seconds since this generation's upgrade began."""
+    found = condition(status, "Progressing")
+    if found.get("reason") != "Upgrading" or found.get("observedGeneration") != generation:
+        return 0.0
+    return now - dt.datetime.fromisoformat(found["lastTransitionTime"]).timestamp()

@@ -1,0 +1,323 @@
+"""One server's turn: look, plan, render if need be, write what differs, ask the server, write its status.
+
+Level-triggered: a turn starts from what is there now, never from what has happened, so it can be cut off anywhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from provisioning.operator import plan as planning
+from provisioning.operator.children import KINDS, SERVERS, Place
+from provisioning.operator.diagnosis import Diagnosis, diagnose
+from provisioning.operator.differences import Differences, compare
+from provisioning.operator.finalbackup import FinalBackup
+from provisioning.operator.kube.client import WHOLE, Client
+from provisioning.operator.kube.errors import ApiError
+from provisioning.operator.metrics import Metrics
+from provisioning.operator.notices import Notices
+from provisioning.operator.observed import MAIN, Fault, Observed, Probe, Workload, condition
+from provisioning.operator.ownership import Owner, body
+from provisioning.operator.probe import Prober
+from provisioning.operator.reasons import of_api_error, of_render_error
+from provisioning.operator.render import RenderError, RenderUnavailableError
+from provisioning.operator.rendering import Rendering
+from provisioning.operator.status import compute
+from provisioning.operator.store import Store
+from provisioning.operator.writing import Writer
+
+log = logging.getLogger(__name__)
+
+FINALIZER = "hearth.host/final-backup"
+MINOR = 5.0  # seconds between two writes of a status in which only counts or sentences have changed
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How patient the operator is, in seconds."""
+
+    diagnose_after: float = 15.0
+    diagnose_again: float = 30.0
+    probe_again: float = 300.0
+    probe_retry: float = 2.0
+
+
+@dataclass(slots=True)
+class Memory:
+    """What is remembered of a server between its turns. Losing it costs a render and a probe, never a write."""
+
+    uid: str = ""
+    probe: Probe | None = None
+    probed: tuple[Any, ...] = ()
+    """The state of the server that the probe belongs to."""
+    probed_at: float = 0.0
+    unsettled_since: float = 0.0
+    diagnosed_at: float = 0.0
+    diagnosis: Diagnosis = field(default_factory=lambda: Diagnosis(None))
+    told_at: float = 0.0
+    changed_at: float = 0.0
+    generation: int = 0
+
+
+class Outcome(Exception):
+    """The turn could not be done; it comes again after a back-off of at most `longest` seconds."""
+
+    def __init__(self, message: str, *, longest: float = 120.0) -> None:
+        super().__init__(message)
+        self.longest = longest
+
+
+class Reconciler:
+    """Takes turns. `later` asks for another turn of a namespace in some seconds."""
+
+    def __init__(
+        self,
+        client: Client,
+        store: Store,
+        rendering: Rendering,
+        writer: Writer,
+        prober: Prober,
+        notices: Notices,
+        metrics: Metrics,
+        *,
+        final_backup: FinalBackup,
+        later: Any,
+        pace: Pace,
+    ) -> None:
+        self._client, self._store, self._rendering, self._writer = client, store, rendering, writer
+        self._prober, self._notices, self._metrics = prober, notices, metrics
+        self._final_backup, self._later, self._pace = final_backup, later, pace
+        self._memories: dict[str, Memory] = {}
+
+    async def turn(self, namespace: str) -> None:
+        """Bring one server closer to what it should be."""
+        server = self._store.server(namespace)
+        if server is None:
+            self._forget(namespace)
+            return
+        memory = self._memory(server)
+        if server["metadata"].get("deletionTimestamp"):
+            await self._delete(server)
+            return
+        if FINALIZER not in (server["metadata"].get("finalizers") or ()):
+            await self._mark(server)
+        seen, plan = await self._carry_out(server, memory)
+        await self._tell(server, plan, seen, memory)
+
+    async def _carry_out(self, server: dict[str, Any], memory: Memory) -> tuple[Observed, planning.Plan]:
+        """Write what differs, and return what is there afterwards with the plan that was followed."""
+        namespace = server["metadata"]["namespace"]
+        before = self._look(server, memory)
+        plan = self._plan(server, before)
+        faults: Mapping[Place, Fault] = {}
+        found, fault, again = Differences((), (), ()), None, None
+        try:
+            found, faults = await self._write(server, plan)
+        except RenderError as error:
+            fault = of_render_error(error)
+        except RenderUnavailableError as error:
+            raise Outcome(str(error), longest=5) from error
+        except ApiError as error:
+            if error.passing:
+                raise Outcome(str(error), longest=4) from error
+            fault, again = of_api_error(error), error
+        await self._examine(server, plan, memory)
+        seen = self._look(server, memory, faults=faults, fault=fault, found=found)
+        if faults or again:
+            self._metrics.failures.inc()
+            self._later(namespace, random.uniform(20, 40) if not found.waiting else 1.0)  # noqa: S311 (spreads load)
+        elif found.waiting:
+            self._later(namespace, 1.0)
+        now = self._plan(server, seen)
+        if now.step != plan.step or now.spec != plan.spec:
+            self._later(namespace, 0.0)
+        return seen, now
+
+    def _plan(self, server: Mapping[str, Any], seen: Observed) -> planning.Plan:
+        generation = int(server["metadata"].get("generation") or 0)
+        return planning.make(server["spec"], generation, server.get("status") or {}, seen)
+
+    async def _write(self, server: dict[str, Any], plan: planning.Plan) -> tuple[Differences, Mapping[Place, Fault]]:
+        metadata = server["metadata"]
+        namespace = metadata["namespace"]
+        owner = Owner(namespace, metadata["name"], metadata["uid"])
+        async with self._rendering.of(owner, plan.spec) as rendered:
+            found = compare(
+                rendered.wanted,
+                self._store.children(namespace),
+                owner=owner.uid,
+                untouched=rendered.untouched,
+                was=rendered.before,
+                hold=plan.hold,
+            )
+            if not found:
+                rendered.settle()
+                return found, {}
+            faults = await self._writer.carry_out(server, owner, found, rendered)
+            if not faults:
+                rendered.settle()
+            return found, faults
+
+    def _look(
+        self,
+        server: Mapping[str, Any],
+        memory: Memory,
+        *,
+        faults: Mapping[Place, Fault] | None = None,
+        fault: Fault | None = None,
+        found: Differences | None = None,
+    ) -> Observed:
+        return Observed(
+            children=self._store.children(server["metadata"]["namespace"]),
+            now=time.time(),
+            probe=memory.probe,
+            diagnosis=memory.diagnosis.fault,
+            crashes=memory.diagnosis.crashes,
+            faults=faults or {},
+            fault=fault,
+            kept=found.kept if found else (),
+            pending=len(found.waiting) if found else 0,
+        )
+
+    async def _examine(self, server: dict[str, Any], plan: planning.Plan, memory: Memory) -> None:
+        """Ask the server, where it runs; where it does not come up, find out why."""
+        namespace = server["metadata"]["namespace"]
+        seen = self._look(server, memory)
+        main = seen.workload(MAIN)
+        if main is not None and main.settled and main.desired:
+            await self._probe(server, memory, main)
+        elif memory.probe is not None and (main is None or not main.ready):
+            memory.probe, memory.probed = None, ()
+        if all(each.settled for _name, each in seen.workloads()):
+            memory.unsettled_since, memory.diagnosis = 0.0, Diagnosis(None)
+            return
+        now = time.monotonic()
+        memory.unsettled_since = memory.unsettled_since or now
+        due = max(memory.unsettled_since + self._pace.diagnose_after, memory.diagnosed_at + self._pace.diagnose_again)
+        if now < due:
+            self._later(namespace, due - now)
+            return
+        memory.diagnosed_at = now
+        self._later(namespace, self._pace.diagnose_again)
+        try:
+            memory.diagnosis = await diagnose(self._client, namespace)
+        except ApiError as error:
+            log.info("%s: the pods could not be read: %s", namespace, error)
+
+    async def _probe(self, server: dict[str, Any], memory: Memory, main: Workload) -> None:
+        state = (main.image, main.selector, server["metadata"].get("generation"))
+        now, age = time.monotonic(), time.monotonic() - memory.probed_at
+        fresh = memory.probe is not None and memory.probed == state
+        if fresh and memory.probe and age < (self._pace.probe_again if memory.probe.ok else self._pace.probe_retry):
+            return
+        memory.probe = await self._prober.ask(server)
+        memory.probed, memory.probed_at = state, now
+        namespace = server["metadata"]["namespace"]
+        spread = random.uniform(1.0, 1.3)  # noqa: S311 (spreads load)
+        self._later(namespace, (self._pace.probe_again if memory.probe.ok else self._pace.probe_retry) * spread)
+
+    async def _tell(self, server: dict[str, Any], plan: planning.Plan, seen: Observed, memory: Memory) -> None:
+        """Write the status if it is not what is there already."""
+        before = server.get("status") or {}
+        status = compute(server, plan, seen)
+        if same(status, before):
+            return
+        namespace = server["metadata"]["namespace"]
+        wait = memory.told_at + MINOR - time.monotonic()
+        if wait > 0 and same(outline(status), outline(before)):
+            self._later(namespace, wait)
+            return
+        metadata = {key: server["metadata"][key] for key in ("name", "namespace", "uid")}
+        whole = {"apiVersion": SERVERS.api_version, "kind": SERVERS.name, "metadata": metadata, "status": status}
+        try:
+            answer = await self._client.apply(
+                SERVERS, namespace, server["metadata"]["name"], body(whole), subresource="status", accept=WHOLE
+            )
+        except ApiError as error:
+            if error.status in {404, 409}:  # gone, or another one of the same name
+                return
+            raise Outcome(f"the status could not be written: {error}", longest=4) from error
+        self._store.take_server(answer, written=True)
+        memory.told_at = time.monotonic()
+        self._announce(server, status, memory)
+
+    def _announce(self, server: dict[str, Any], status: Mapping[str, Any], memory: Memory) -> None:
+        before = server.get("status") or {}
+        was, now = condition(before, "Ready"), condition(status, "Ready")
+        if now["status"] != was.get("status") and (now["status"] == "True" or was):
+            self._notices.tell(server, now["reason"], now["message"] or now["reason"], warn=now["status"] == "False")
+            if now["status"] == "True":
+                self._metrics.ready_after.observe(max(0.0, time.monotonic() - memory.changed_at))
+        was, now = condition(before, "Degraded"), condition(status, "Degraded")
+        if now["status"] == "True" and now["reason"] != was.get("reason"):
+            self._notices.tell(server, now["reason"], now["message"], warn=True)
+        was, now = condition(before, "Progressing"), condition(status, "Progressing")
+        if now["status"] == "True" and was and now["reason"] != was.get("reason"):
+            self._notices.tell(server, now["reason"], now["message"])
+
+    async def _mark(self, server: dict[str, Any]) -> None:
+        held = server["metadata"].get("finalizers") or []
+        await self._finalizers(server, [*held, FINALIZER])
+
+    async def _finalizers(self, server: dict[str, Any], finalizers: list[str]) -> None:
+        metadata = server["metadata"]
+        change = {"finalizers": finalizers, "uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
+        try:
+            answer = await self._client.merge(SERVERS, metadata["namespace"], metadata["name"], {"metadata": change})
+        except ApiError as error:
+            if error.status == 404:
+                return
+            # Somebody else wrote in between: the watch tells, and the next turn reads what they wrote.
+            raise Outcome(f"the finalizer could not be written: {error}", longest=4) from error
+        metadata["resourceVersion"] = answer["metadata"]["resourceVersion"]
+        metadata["finalizers"] = finalizers
+
+    async def _delete(self, server: dict[str, Any]) -> None:
+        """Make the last backup, remove what no owner reference reaches, then let the MatrixServer go."""
+        metadata = server["metadata"]
+        if FINALIZER not in (metadata.get("finalizers") or ()):
+            return
+        if wait := await self._final_backup(server):
+            self._notices.tell(server, "FinalBackup", wait)
+            raise Outcome(wait, longest=30)
+        for place, child in self._store.children(metadata["namespace"]).items():
+            if not KINDS[place.kind].namespaced:
+                await self._client.delete(KINDS[place.kind], "", place.name, uid=child.uid)
+        await self._finalizers(server, [each for each in metadata["finalizers"] if each != FINALIZER])
+
+    def _memory(self, server: Mapping[str, Any]) -> Memory:
+        metadata = server["metadata"]
+        memory = self._memories.get(metadata["namespace"])
+        if memory is None or memory.uid != metadata["uid"]:
+            memory = self._memories[metadata["namespace"]] = Memory(metadata["uid"])
+        if memory.generation != metadata.get("generation"):
+            memory.generation, memory.changed_at = metadata.get("generation"), time.monotonic()
+        return memory
+
+    def _forget(self, namespace: str) -> None:
+        self._memories.pop(namespace, None)
+        self._rendering.forget(namespace)
+
+
+def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Say whether two statuses say the same, whatever the order of their lists."""
+    return _ordered(one) == _ordered(other)
+
+
+def _ordered(status: Mapping[str, Any]) -> dict[str, Any]:
+    lists = {"conditions": "type", "components": "name"}
+    ordered = {key: sorted(status.get(key) or (), key=lambda each: str(each[by])) for key, by in lists.items()}
+    return {**status, **ordered}
+
+
+def outline(status: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a status somebody may wait for."""
+    conditions = [
+        {key: each.get(key) for key in ("type", "status", "reason")} for each in status.get("conditions") or ()
+    ]
+    return {"conditions": conditions, "observed": status.get("observedGeneration"), "release": status.get("release")}

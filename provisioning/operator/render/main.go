@@ -1,0 +1,207 @@
+// Command render keeps Helm's engine and one chart in memory and renders it for a MatrixServer, over and over.
+//
+// It reads one JSON request a line on standard input and writes one JSON answer a line on standard output; answers
+// may come in another order, so each carries its request's id. It ends when standard input does, so nothing outlives
+// the operator. A document whose digest the caller already has is named by its digest alone: its YAML is not even parsed.
+package main
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"log"
+	"os"
+	"runtime/debug"
+	"sort"
+	"strings"
+	"sync"
+
+	"helm.sh/helm/v3/pkg/chart"
+	"helm.sh/helm/v3/pkg/chart/loader"
+	"helm.sh/helm/v3/pkg/chartutil"
+	"helm.sh/helm/v3/pkg/engine"
+	"helm.sh/helm/v3/pkg/releaseutil"
+	"sigs.k8s.io/yaml"
+)
+
+type request struct {
+	ID        uint64         `json:"id"`
+	Release   string         `json:"release"`
+	Namespace string         `json:"namespace"`
+	Values    map[string]any `json:"values"`
+	Have      []string       `json:"have"`
+}
+
+type document struct {
+	Digest string          `json:"digest"`
+	Object json.RawMessage `json:"object,omitempty"`
+}
+
+type answer struct {
+	ID        uint64     `json:"id"`
+	Documents []document `json:"documents,omitempty"`
+	Error     string     `json:"error,omitempty"`
+}
+
+// A set of lines by name, given to the chart as .Capabilities.
+type list []string
+
+func (l *list) String() string         { return strings.Join(*l, ",") }
+func (l *list) Set(value string) error { *l = append(*l, value); return nil }
+
+func main() {
+	log.SetFlags(0)
+	folder := flag.String("chart", "", "the chart's folder")
+	version := flag.String("kube-version", "v1.34.0", "the API server's version")
+	workers := flag.Int("workers", 2, "how many requests are rendered at once")
+	var kinds list
+	flag.Var(&kinds, "api-version", "a group/version, or group/version/Kind, that the API server has (repeatable)")
+	flag.Parse()
+	// Two dozen small documents at a time: a small heap costs little here and is what the operator's limit counts.
+	debug.SetGCPercent(50)
+	debug.SetMemoryLimit(24 << 20)
+	capabilities, err := capabilitiesOf(*version, kinds)
+	if err != nil {
+		log.Fatal(err)
+	}
+	serve(*folder, capabilities, *workers)
+}
+
+func capabilitiesOf(version string, kinds []string) (*chartutil.Capabilities, error) {
+	parsed, err := chartutil.ParseKubeVersion(version)
+	if err != nil {
+		return nil, fmt.Errorf("the API server's version %q can't be read: %w", version, err)
+	}
+	copied := *chartutil.DefaultCapabilities
+	copied.KubeVersion = *parsed
+	if len(kinds) > 0 {
+		copied.APIVersions = chartutil.VersionSet(kinds)
+	}
+	return &copied, nil
+}
+
+func serve(folder string, capabilities *chartutil.Capabilities, workers int) {
+	requests := make(chan []byte, workers)
+	var writing sync.Mutex
+	var group sync.WaitGroup
+	out := bufio.NewWriterSize(os.Stdout, 1<<16)
+	for range workers {
+		// Each has its own copy of the chart: rendering coalesces values into it.
+		loaded, err := loader.Load(folder)
+		if err != nil {
+			log.Fatalf("the chart in %s can't be loaded: %v", folder, err)
+		}
+		group.Add(1)
+		go func() {
+			defer group.Done()
+			for line := range requests {
+				text, err := json.Marshal(reply(loaded, capabilities, line))
+				if err != nil {
+					log.Fatal(err)
+				}
+				writing.Lock()
+				out.Write(append(text, '\n'))
+				out.Flush()
+				writing.Unlock()
+			}
+		}()
+	}
+	lines := bufio.NewReaderSize(os.Stdin, 1<<16)
+	for {
+		line, err := lines.ReadBytes('\n')
+		if len(line) > 1 {
+			requests <- line
+		}
+		if err != nil {
+			break
+		}
+	}
+	close(requests)
+	group.Wait()
+}
+
+func reply(loaded *chart.Chart, capabilities *chartutil.Capabilities, line []byte) (result answer) {
+	var asked request
+	// A template that panics must not end the helper for every other server.
+	defer func() {
+		if fault := recover(); fault != nil {
+			result = answer{ID: asked.ID, Error: fmt.Sprintf("the chart's engine failed: %v", fault)}
+		}
+	}()
+	if err := json.Unmarshal(line, &asked); err != nil {
+		return answer{ID: asked.ID, Error: "not a request: " + err.Error()}
+	}
+	documents, err := render(loaded, capabilities, asked)
+	if err != nil {
+		return answer{ID: asked.ID, Error: err.Error()}
+	}
+	return answer{ID: asked.ID, Documents: documents}
+}
+
+func render(loaded *chart.Chart, capabilities *chartutil.Capabilities, asked request) ([]document, error) {
+	options := chartutil.ReleaseOptions{Name: asked.Release, Namespace: asked.Namespace, Revision: 1, IsInstall: true}
+	values, err := chartutil.ToRenderValues(loaded, asked.Values, options, capabilities)
+	if err != nil {
+		return nil, err
+	}
+	files, err := engine.Engine{}.Render(loaded, values)
+	if err != nil {
+		return nil, err
+	}
+	have := make(map[string]bool, len(asked.Have))
+	for _, digest := range asked.Have {
+		have[digest] = true
+	}
+	var documents []document
+	for _, path := range paths(files) {
+		split := releaseutil.SplitManifests(files[path])
+		for _, name := range manifests(split) {
+			text := strings.TrimSpace(split[name])
+			if empty(text) {
+				continue
+			}
+			sum := sha256.Sum256([]byte(text))
+			each := document{Digest: hex.EncodeToString(sum[:8])}
+			if !have[each.Digest] {
+				if each.Object, err = yaml.YAMLToJSON([]byte(text)); err != nil {
+					return nil, fmt.Errorf("%s: %w", path, err)
+				}
+			}
+			documents = append(documents, each)
+		}
+	}
+	return documents, nil
+}
+
+func paths(files map[string]string) []string {
+	var result []string
+	for path := range files {
+		if strings.HasSuffix(path, ".yaml") && !strings.Contains(path, "/templates/_") {
+			result = append(result, path)
+		}
+	}
+	sort.Strings(result)
+	return result
+}
+
+func manifests(split map[string]string) []string {
+	names := make([]string, 0, len(split))
+	for name := range split {
+		names = append(names, name)
+	}
+	sort.Sort(releaseutil.BySplitManifestsOrder(names))
+	return names
+}
+
+// empty says whether a document has nothing but comments.
+func empty(text string) bool {
+	for _, line := range strings.Split(text, "\n") {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,232 @@
+"""A MatrixServer's status: a pure function of what was observed. One named reason for each cause of waiting."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from provisioning.operator.observed import GENERIC, MAIN, Fault, Observed, condition
+from provisioning.operator.plan import UPGRADE_FAILED, Plan
+
+Judgement = tuple[str, str, str]
+"""A condition's status, reason and message."""
+
+LONGEST = 1900  # characters of a message
+
+
+def compute(server: Mapping[str, Any], plan: Plan, seen: Observed, *, cluster_domain: str = "") -> dict[str, Any]:
+    """Return the status of a server. `server` is the MatrixServer with the status it has now."""
+    spec, before = server["spec"], server.get("status") or {}
+    generation = int(server["metadata"].get("generation") or 0)
+    trouble = _trouble(plan, seen)
+    progressing = _progressing(server, plan, seen)
+    judged = {
+        "Ready": _ready(spec, seen, trouble, progressing),
+        "Progressing": progressing,
+        "Degraded": ("True", trouble.reason, trouble.message) if trouble else ("False", "AsExpected", ""),
+        "DatabaseReady": _database(spec, seen),
+        "CertificateReady": _certificate(spec, seen),
+        "BackupReady": _backup(spec, seen),
+    }
+    generic = seen.workload(GENERIC)
+    found: dict[str, Any] = {
+        "observedGeneration": generation,
+        "replicas": generic.ready if generic else 0,
+        "selector": generic.selector if generic else "",
+        "address": f"https://{spec['publicHost']}",
+        "components": _components(seen),
+        "conditions": [_condition(kind, each, before, generation, seen.now) for kind, each in judged.items()],
+    }
+    found |= _answered(server, plan, seen, judged["Ready"][0] == "True")
+    return found
+
+
+def _answered(server: Mapping[str, Any], plan: Plan, seen: Observed, ready: bool) -> dict[str, Any]:
+    before = server.get("status") or {}
+    probe = seen.probe
+    kept = {key: before[key] for key in ("version", "signingKeyId", "release") if before.get(key)}
+    if probe is None or not probe.ok:
+        return kept
+    now = {"version": probe.version, "signingKeyId": probe.signing_key_id}
+    found = {**kept, **{key: text for key, text in now.items() if text}}
+    if ready:
+        synapse, images = plan.spec["synapse"], plan.spec["images"]
+        schema = _schema(plan, before)
+        found["release"] = {"version": synapse["version"], "image": images["synapse"], "schemaVersion": schema}
+    return found
+
+
+def _schema(plan: Plan, before: Mapping[str, Any]) -> int:
+    """Return the schema that the release which runs has, which after a way back is older than the database's."""
+    synapse = plan.spec["synapse"]
+    release = before.get("release") or {}
+    if plan.fault and plan.fault.reason == UPGRADE_FAILED and release:
+        return int(release.get("schemaVersion") or 0)
+    return int(synapse.get("releaseSchemaVersion") or synapse["schemaVersion"])
+
+
+def _trouble(plan: Plan, seen: Observed) -> Fault | None:
+    if seen.fault:
+        return seen.fault
+    if seen.faults:
+        place, fault = min(seen.faults.items())
+        return Fault(fault.reason, f"{place}: {fault.message}")
+    if plan.fault:
+        return plan.fault
+    if seen.diagnosis:
+        return seen.diagnosis
+    for name, each in seen.volumes():
+        if each.reason:
+            return Fault("VolumeResizeFailed", f"The volume {name} could not grow: {each.message} No data is lost.")
+    for name, work in seen.workloads():
+        if work.reason and work.desired != work.ready:
+            return _refused(name, work.reason, work.message)
+    for each in seen.certificates():
+        if not each.ready and each.reason in FAILED_CERTIFICATE:
+            return Fault("CertificateFailed", each.message)
+    if seen.probe and not seen.probe.ok and _main_settled(seen):
+        return Fault("NotAnswering", seen.probe.message)
+    return None
+
+
+FAILED_CERTIFICATE = {"Failed", "InvalidRequest", "Denied", "IncorrectIssuer", "ErrInitIssuer", "IssuerNotFound"}
+
+
+def _refused(name: str, reason: str, message: str) -> Fault:
+    if "exceeded quota" in message:
+        return Fault(
+            "QuotaExceeded", f"{name} needs more than this server's quota allows, so processes are missing: {message}"
+        )
+    if reason == "ProgressDeadlineExceeded":
+        return Fault("NotProgressing", f"{name} has not become ready for a long time: {message}")
+    return Fault("PodsRefused", f"The cluster refuses to start {name}: {message}")
+
+
+def _main_settled(seen: Observed) -> bool:
+    main = seen.workload(MAIN)
+    return main is not None and main.settled and main.desired > 0
+
+
+def _unsettled(seen: Observed) -> list[str]:
+    names = [name for name, each in seen.workloads() if not each.settled]
+    if (database := seen.database()) and not (database.healthy or database.hibernated):
+        names.append("postgres")
+    return names
+
+
+def _ready(spec: Mapping[str, Any], seen: Observed, trouble: Fault | None, progressing: Judgement) -> Judgement:
+    if "suspended" in spec:
+        return "False", "Suspended", "This server is suspended. Its data is kept."
+    main = seen.workload(MAIN)
+    if main is not None and main.ready and seen.probe is not None and seen.probe.ok:
+        wrong = _wrong_key(spec, seen)
+        return ("False", wrong.reason, wrong.message) if wrong else ("True", "Answers", "The server answers clients.")
+    if trouble:
+        return "False", trouble.reason, trouble.message
+    if progressing[0] == "True":
+        return "False", progressing[1], progressing[2]
+    return "Unknown", "NotAsked", "The server has not been asked yet."
+
+
+def _wrong_key(spec: Mapping[str, Any], seen: Observed) -> Fault | None:
+    expected = spec["secret"].get("signingKeyId")
+    found = seen.probe.signing_key_id if seen.probe else ""
+    if not expected or not found or found == expected:
+        return None
+    text = f"The server answers with the key {found}, not with its own key {expected}. Other servers would refuse it."
+    return Fault("SigningKeyMismatch", f"{text} Nothing was lost; check the server's Secret.")
+
+
+def _progressing(server: Mapping[str, Any], plan: Plan, seen: Observed) -> Judgement:
+    before = server.get("status") or {}
+    if plan.step:
+        return "True", plan.step, plan.message
+    growing = [name for name, each in seen.volumes() if each.growing]
+    if growing:
+        return "True", "Resizing", f"Waiting for the volumes {', '.join(growing)} to grow."
+    unsettled = _unsettled(seen)
+    new = not (before.get("release") or condition(before, "Ready").get("status") == "True")
+    if unsettled or seen.pending or seen.workload(MAIN) is None:
+        waits = f"Waiting for {', '.join(unsettled)}." if unsettled else "Waiting for the cluster to take its parts."
+        return "True", "Creating" if new else "RollingOut", waits
+    if "suspended" not in server["spec"] and (seen.probe is None or not seen.probe.ok) and new:
+        return "True", "Creating", "Waiting for the server to answer."
+    return "False", "Settled", ""
+
+
+def _database(spec: Mapping[str, Any], seen: Observed) -> Judgement:
+    if "managed" in spec["database"]:
+        return _managed(spec, seen)
+    database = seen.database()
+    if database is None:
+        return "Unknown", "NotMade", "The database cluster is not there yet."
+    if database.hibernated:
+        return "False", "Hibernated", "The database sleeps while the server is suspended. Its data is kept."
+    if database.healthy:
+        return "True", "Healthy", f"{database.ready} of {database.instances} instances are ready."
+    detail = " ".join(text for text in (database.phase, database.message) if text)
+    return "False", "NotReady", detail or "Waiting for the database cluster."
+
+
+def _managed(spec: Mapping[str, Any], seen: Observed) -> Judgement:
+    host = spec["database"]["managed"]["host"]
+    if seen.diagnosis and seen.diagnosis.reason.startswith("Database"):
+        return "False", seen.diagnosis.reason, seen.diagnosis.message
+    if seen.probe and seen.probe.ok:
+        return "True", "Reached", f"The server works with the database at {host}."
+    return "Unknown", "NotAsked", f"The server that uses the database at {host} does not answer yet."
+
+
+def _certificate(spec: Mapping[str, Any], seen: Observed) -> Judgement:
+    routing = spec["routing"]
+    if "certificateSecret" in routing:
+        return "True", "Given", f"The certificate is in the Secret {routing['certificateSecret']}."
+    if "certificate" not in routing:
+        return "True", "FromController", "The ingress controller, gateway or load balancer has a certificate."
+    found = seen.certificates()
+    if not found:
+        return "Unknown", "NotMade", "The certificate has not been asked for yet."
+    for each in found:
+        if not each.ready:
+            return "False", _name(each.reason, "NotIssued"), each.message or "Waiting for the certificate."
+    return "True", "Issued", ""
+
+
+def _backup(spec: Mapping[str, Any], seen: Observed) -> Judgement:
+    if not (spec.get("backup") or {}).get("enabled"):
+        return "False", "NotEnabled", "Backups are not enabled for this server."
+    database = seen.database()
+    if database and database.backed_up is False:
+        return "False", "LastBackupFailed", "The last backup of the database failed."
+    return "Unknown", "NotReported", "The backup agent has not reported yet."
+
+
+def _name(text: str, otherwise: str) -> str:
+    return text if text[:1].isupper() and text.isalnum() and len(text) <= 100 else otherwise
+
+
+def _components(seen: Observed) -> list[dict[str, Any]]:
+    found: Iterable[dict[str, Any]] = (
+        {"name": name, "desired": each.desired, "ready": each.ready, "updated": each.updated}
+        for name, each in seen.workloads()
+    )
+    database = seen.database()
+    extra = [{"name": "postgres", "desired": database.instances, "ready": database.ready}] if database else []
+    return [*found, *extra]
+
+
+def _condition(kind: str, judged: Judgement, before: Mapping[str, Any], generation: int, now: float) -> dict[str, Any]:
+    status, reason, message = judged
+    held = condition(before, kind)
+    # A step's own time is what its limit counts from, so another reason to be under way is a transition too.
+    same = held.get("status") == status and (kind != "Progressing" or held.get("reason") == reason)
+    since = held.get("lastTransitionTime") if same else None
+    return {
+        "type": kind,
+        "status": status,
+        "reason": reason,
+        "message": message[:LONGEST],
+        "lastTransitionTime": since or dt.datetime.fromtimestamp(int(now), dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "observedGeneration": generation,
+    }

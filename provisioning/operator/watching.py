@@ -1,0 +1,85 @@
+"""Which kinds are watched: those every cluster has, and the others while their definitions are there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from provisioning.operator.children import BUILT_IN, KINDS, SERVERS
+from provisioning.operator.kube.client import Client
+from provisioning.operator.kube.kinds import DEFINITIONS, Kind
+from provisioning.operator.kube.reflector import Reflector
+from provisioning.operator.ownership import SELECTOR
+from provisioning.operator.store import Store
+
+log = logging.getLogger(__name__)
+
+
+class Watching:
+    """Runs the reflectors."""
+
+    def __init__(self, client: Client, store: Store) -> None:
+        self._client = client
+        self._store = store
+        self._running: dict[str, tuple[Reflector, asyncio.Task[None]]] = {}
+        store.defined = self._adjust
+
+    def start(self) -> None:
+        """Start those that are always there."""
+        self._start(DEFINITIONS, "")
+        self._start(SERVERS, "")
+        for kind in KINDS.values():
+            if kind.group in BUILT_IN:
+                self._start(kind, SELECTOR)
+
+    async def synced(self) -> None:
+        """Return once everything that is there has been seen."""
+        await self._running[DEFINITIONS.name][0].synced.wait()
+        for name in list(self._running):
+            await self._running[name][0].synced.wait()
+
+    def faults(self) -> list[str]:
+        """Return a sentence for each watch that is dead."""
+        return [
+            f"the watch of {name} is dead: {reflector.trouble or 'it does nothing any more'}"
+            for name, (reflector, task) in self._running.items()
+            if task.done() or not reflector.alive()
+        ]
+
+    def reflectors(self) -> list[Reflector]:
+        """Return all that run."""
+        return [reflector for reflector, _task in self._running.values()]
+
+    def reopen(self) -> None:
+        """Open every watch again from where it is, after an outage that may have cut them without a word."""
+        for reflector in self.reflectors():
+            reflector.reopen()
+
+    def kinds(self) -> list[Kind]:
+        """Return the kinds of children that the cluster has."""
+        return [kind for kind in KINDS.values() if kind.group in BUILT_IN or kind.definition in self._store.definitions]
+
+    async def stop(self) -> None:
+        """End all watches."""
+        tasks = [task for _reflector, task in self._running.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _start(self, kind: Kind, selector: str) -> None:
+        reflector = Reflector(self._client, kind, self._store, selector=selector)
+        whole = f"watch {kind.name}"
+        self._running[kind.name] = (reflector, asyncio.create_task(reflector.run(), name=whole))
+
+    def _adjust(self) -> None:
+        for kind in KINDS.values():
+            if kind.group in BUILT_IN:
+                continue
+            there, running = kind.definition in self._store.definitions, kind.name in self._running
+            if there and not running:
+                self._start(kind, SELECTOR)
+            elif running and not there:
+                log.warning("the definition of %s is gone; it is not watched any more", kind.name)
+                self._running.pop(kind.name)[1].cancel()
+                for namespace, name in self._store.known(kind):
+                    self._store.gone(kind, namespace, name, 1 << 62)
