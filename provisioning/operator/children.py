@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from provisioning.operator.kube.kinds import Kind
 
-SERVERS = Kind("hearth.host", "v1", "MatrixServer", "matrixservers")
+SERVERS = Kind("hearth.host", "v1", "MatrixServer", "matrixservers", whole=True)
 
 
 class Place(NamedTuple):
@@ -168,6 +168,7 @@ KINDS: dict[str, Kind] = {
         Kind("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets"),
         Kind("autoscaling", "v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers"),
         Kind("gateway.networking.k8s.io", "v1", "HTTPRoute", "httproutes"),
+        Kind("gateway.networking.k8s.io", "v1beta1", "ReferenceGrant", "referencegrants"),
         Kind("cert-manager.io", "v1", "Certificate", "certificates", look=_certificate),
         Kind("postgresql.cnpg.io", "v1", "Cluster", "clusters", look=_database),
         Kind("postgresql.cnpg.io", "v1", "Pooler", "poolers"),

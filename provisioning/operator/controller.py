@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Awaitable
 
 from provisioning.operator import finalbackup
 from provisioning.operator.kube.access import find
@@ -17,7 +18,7 @@ from provisioning.operator.metrics import Metrics
 from provisioning.operator.notices import Notices
 from provisioning.operator.probe import Prober
 from provisioning.operator.reconcile import Outcome, Reconciler
-from provisioning.operator.render import Helper, HelmCommand, Renderer
+from provisioning.operator.render import HelmCommand, Helper, Renderer
 from provisioning.operator.rendering import Rendering
 from provisioning.operator.serving import serve
 from provisioning.operator.settings import Settings
@@ -60,6 +61,7 @@ class Operator:
             self.metrics.watch(self.store, self.queue, client, lambda: self._watching)
             served = serve(settings.host, settings.port, live=self._dead, ready=self._idle, numbers=self.metrics.text)
             self.port = await stack.enter_async_context(served)
+            log.info("serving on port %d", self.port)
             log.info("waiting for the lease %s/%s as %s", settings.namespace, settings.lease, settings.identity)
             if not await self._unless_stopped(lease.acquire()):
                 return
@@ -96,13 +98,13 @@ class Operator:
         stack.callback(sending.cancel)
         writer = Writer(client, self.store, notices, self.metrics, leads=lease.held, width=self._width)
         return Reconciler(
-            client,
-            self.store,
-            Rendering(renderer, self.store),
-            writer,
-            prober,
-            notices,
-            self.metrics,
+            client=client,
+            store=self.store,
+            rendering=Rendering(renderer, self.store),
+            writer=writer,
+            prober=prober,
+            notices=notices,
+            metrics=self.metrics,
             final_backup=self._final_backup,
             later=self.queue.add_after,
             pace=self._settings.pace,
@@ -119,7 +121,7 @@ class Operator:
             log.warning("there is no render helper at this place; the helm command takes ten times as long")
             return HelmCommand(settings.helm, settings.chart, version=version, api_versions=names)
         raise StartError(
-            "There is neither the render helper nor a helm command, so nothing can be rendered and nothing was changed. "
+            "There is neither the render helper nor a helm command, so nothing can be rendered. Nothing was changed. "
             "Build the helper (go build in provisioning/operator/render) or install Helm."
         )
 
@@ -171,9 +173,9 @@ class Operator:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    async def _unless_stopped(self, *whole: object) -> bool:
+    async def _unless_stopped(self, *whole: Awaitable[object]) -> bool:
         """Wait for the first of several; say whether it was the first of them and nothing told us to stop."""
-        tasks = [asyncio.ensure_future(each) for each in whole]  # type: ignore[arg-type]
+        tasks = [asyncio.ensure_future(each) for each in whole]
         stop = asyncio.create_task(self.stopping.wait())
         try:
             await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)

@@ -76,9 +76,10 @@ def compare(
         held = live.get(each.place)
         if held is not None and held.deleting:
             waiting.append(each.place)
-        elif cause := _cause(each, held, owner, untouched, before):
-            if not (held is not None and cause is Cause.CHANGED and hold(each.place)):
-                writes.append(Write(each.place, each.digest, cause, held.editor if held else ""))
+        elif (cause := _cause(each, held, owner, untouched, before)) and not (
+            cause is Cause.CHANGED and hold(each.place)
+        ):
+            writes.append(Write(each.place, each.digest, cause, held.editor if held else ""))
     extra = [
         place for place, child in live.items() if place not in names and not child.deleting and _ours(child, owner)
     ]

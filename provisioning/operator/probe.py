@@ -50,7 +50,7 @@ class Prober:
             except NotAnswering as error:
                 return Probe(False, message=f"The server runs but does not answer as it should: {error}.")
         version = str((release.get("server") or {}).get("version") or server["spec"]["synapse"]["version"])
-        return Probe(True, version.split(" ")[0], key)
+        return Probe(True, version.split(" ", maxsplit=1)[0], key)
 
     def _key(self, found: Mapping[str, Any], name: str) -> str:
         if found.get("server_name") != name:

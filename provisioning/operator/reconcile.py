@@ -8,12 +8,12 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from provisioning.operator import plan as planning
-from provisioning.operator.children import KINDS, SERVERS, Place
+from provisioning.operator.children import KINDS, SERVERS, Place, Workload
 from provisioning.operator.diagnosis import Diagnosis, diagnose
 from provisioning.operator.differences import Differences, compare
 from provisioning.operator.finalbackup import FinalBackup
@@ -21,7 +21,7 @@ from provisioning.operator.kube.client import WHOLE, Client
 from provisioning.operator.kube.errors import ApiError
 from provisioning.operator.metrics import Metrics
 from provisioning.operator.notices import Notices
-from provisioning.operator.observed import MAIN, Fault, Observed, Probe, Workload, condition
+from provisioning.operator.observed import MAIN, Fault, Observed, Probe, condition
 from provisioning.operator.ownership import Owner, body
 from provisioning.operator.probe import Prober
 from provisioning.operator.reasons import of_api_error, of_render_error
@@ -77,6 +77,7 @@ class Reconciler:
 
     def __init__(
         self,
+        *,
         client: Client,
         store: Store,
         rendering: Rendering,
@@ -84,9 +85,8 @@ class Reconciler:
         prober: Prober,
         notices: Notices,
         metrics: Metrics,
-        *,
         final_backup: FinalBackup,
-        later: Any,
+        later: Callable[[str, float], None],
         pace: Pace,
     ) -> None:
         self._client, self._store, self._rendering, self._writer = client, store, rendering, writer
@@ -126,7 +126,7 @@ class Reconciler:
             if error.passing:
                 raise Outcome(str(error), longest=4) from error
             fault, again = of_api_error(error), error
-        await self._examine(server, plan, memory)
+        await self._examine(server, memory)
         seen = self._look(server, memory, faults=faults, fault=fault, found=found)
         if faults or again:
             self._metrics.failures.inc()
@@ -184,7 +184,7 @@ class Reconciler:
             pending=len(found.waiting) if found else 0,
         )
 
-    async def _examine(self, server: dict[str, Any], plan: planning.Plan, memory: Memory) -> None:
+    async def _examine(self, server: dict[str, Any], memory: Memory) -> None:
         """Ask the server, where it runs; where it does not come up, find out why."""
         namespace = server["metadata"]["namespace"]
         seen = self._look(server, memory)

@@ -19,7 +19,7 @@ from provisioning.operator.children import KINDS, Place
 from provisioning.operator.differences import Wanted, Write
 from provisioning.operator.kube.fingerprint import Shapes
 from provisioning.operator.ownership import Owner, body, own, stamp
-from provisioning.operator.render import RenderError, Renderer
+from provisioning.operator.render import Renderer, RenderError
 from provisioning.operator.store import Child, Store
 
 FIRST = 160_000  # bytes a server's bodies take while it is being made
@@ -172,7 +172,7 @@ class Rendering:
     async def fetch(
         self, owner: Owner, spec: Mapping[str, Any], have: Iterable[str], bodies: dict[Place, dict[str, Any]]
     ) -> list[tuple[str, Place]]:
-        """Render; put the bodies of documents that are not in `have` into `bodies`, and return digest and place of all."""
+        """Render; put the bodies of documents not in `have` into `bodies`, and return digest and place of all."""
         server = {"name": owner.name, "namespace": owner.namespace, "uid": owner.uid}
         values = {"server": server | {"organisation": spec["organisation"]}, "spec": spec}
         found: list[tuple[str, Place]] = []
@@ -186,7 +186,7 @@ class Rendering:
 
 
 def place_of(found: Mapping[str, Any], namespace: str) -> Place:
-    """Return which child a document is. The chart may make only kinds that the operator knows, in the server's place."""
+    """Return which child a document is. The chart makes only kinds that the operator knows, in the server's place."""
     kind, name = str(found.get("kind")), str((found.get("metadata") or {}).get("name"))
     known = KINDS.get(kind)
     if known is None or found.get("apiVersion") != known.api_version:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from provisioning.operator.observed import GENERIC, MAIN, Fault, Observed, condition
@@ -15,14 +15,14 @@ Judgement = tuple[str, str, str]
 LONGEST = 1900  # characters of a message
 
 
-def compute(server: Mapping[str, Any], plan: Plan, seen: Observed, *, cluster_domain: str = "") -> dict[str, Any]:
+def compute(server: Mapping[str, Any], plan: Plan, seen: Observed) -> dict[str, Any]:
     """Return the status of a server. `server` is the MatrixServer with the status it has now."""
     spec, before = server["spec"], server.get("status") or {}
     generation = int(server["metadata"].get("generation") or 0)
     trouble = _trouble(plan, seen)
     progressing = _progressing(server, plan, seen)
     judged = {
-        "Ready": _ready(spec, seen, trouble, progressing),
+        "Ready": _ready(server, seen, trouble, progressing),
         "Progressing": progressing,
         "Degraded": ("True", trouble.reason, trouble.message) if trouble else ("False", "AsExpected", ""),
         "DatabaseReady": _database(spec, seen),
@@ -67,27 +67,25 @@ def _schema(plan: Plan, before: Mapping[str, Any]) -> int:
 
 
 def _trouble(plan: Plan, seen: Observed) -> Fault | None:
-    if seen.fault:
-        return seen.fault
-    if seen.faults:
-        place, fault = min(seen.faults.items())
-        return Fault(fault.reason, f"{place}: {fault.message}")
-    if plan.fault:
-        return plan.fault
-    if seen.diagnosis:
-        return seen.diagnosis
-    for name, each in seen.volumes():
-        if each.reason:
-            return Fault("VolumeResizeFailed", f"The volume {name} could not grow: {each.message} No data is lost.")
+    """Return the gravest thing that is wrong."""
+    refused = min(seen.faults.items(), default=None)
+    child = refused and Fault(refused[1].reason, f"{refused[0]}: {refused[1].message}")
+    return seen.fault or child or plan.fault or seen.diagnosis or next(_troubles(seen), None)
+
+
+def _troubles(seen: Observed) -> Iterator[Fault]:
+    for name, volume in seen.volumes():
+        if volume.reason:
+            text = f"The volume {name} could not grow: {volume.message} No data is lost."
+            yield Fault("VolumeResizeFailed", text)
     for name, work in seen.workloads():
         if work.reason and work.desired != work.ready:
-            return _refused(name, work.reason, work.message)
+            yield _refused(name, work.reason, work.message)
     for each in seen.certificates():
         if not each.ready and each.reason in FAILED_CERTIFICATE:
-            return Fault("CertificateFailed", each.message)
+            yield Fault("CertificateFailed", each.message)
     if seen.probe and not seen.probe.ok and _main_settled(seen):
-        return Fault("NotAnswering", seen.probe.message)
-    return None
+        yield Fault("NotAnswering", seen.probe.message)
 
 
 FAILED_CERTIFICATE = {"Failed", "InvalidRequest", "Denied", "IncorrectIssuer", "ErrInitIssuer", "IssuerNotFound"}
@@ -115,13 +113,16 @@ def _unsettled(seen: Observed) -> list[str]:
     return names
 
 
-def _ready(spec: Mapping[str, Any], seen: Observed, trouble: Fault | None, progressing: Judgement) -> Judgement:
+def _ready(server: Mapping[str, Any], seen: Observed, trouble: Fault | None, progressing: Judgement) -> Judgement:
+    spec, was = server["spec"], condition(server.get("status") or {}, "Ready")
     if "suspended" in spec:
         return "False", "Suspended", "This server is suspended. Its data is kept."
     main = seen.workload(MAIN)
     if main is not None and main.ready and seen.probe is not None and seen.probe.ok:
         wrong = _wrong_key(spec, seen)
         return ("False", wrong.reason, wrong.message) if wrong else ("True", "Answers", "The server answers clients.")
+    if main is not None and main.ready and seen.probe is None and was.get("status") == "True":
+        return "True", str(was["reason"]), str(was["message"])
     if trouble:
         return "False", trouble.reason, trouble.message
     if progressing[0] == "True":

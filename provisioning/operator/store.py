@@ -139,6 +139,8 @@ class Store:
         version = int(metadata["resourceVersion"])
         held = self._children.get(home, {}).get(place)
         if held is not None and held.version >= version:
+            if written:  # the watch was quicker than the answer
+                held.accepted = self.shapes.of(metadata)
             return held
         now = Child(
             uid=metadata["uid"],

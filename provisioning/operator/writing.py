@@ -1,4 +1,4 @@
-"""Carries differences out: applies, deletes, makes anew what can't be changed, and says what was done by hand before."""
+"""Carries differences out: applies, deletes, makes anew what can't be changed, and says what was undone."""
 
 from __future__ import annotations
 

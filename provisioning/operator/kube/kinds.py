@@ -20,6 +20,8 @@ class Kind:
     plural: str
     namespaced: bool = True
     look: Look | None = None
+    whole: bool = False
+    """Whether whole objects are watched even without `look`."""
 
     @property
     def api_version(self) -> str:

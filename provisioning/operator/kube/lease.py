@@ -46,7 +46,9 @@ class Lease:
 
     async def acquire(self) -> None:
         """Return once we hold it."""
-        while not await self._try():
+        while True:
+            if await self._try():
+                return
             await asyncio.sleep(self._renew)
 
     async def keep(self) -> None:

@@ -66,7 +66,7 @@ class WorkQueue:
     def failed(self, key: str, *, least: float = 0.0, longest: float = 0.0) -> float:
         """Wish for a turn after a back-off that doubles with each failure in a row; return its seconds."""
         count = self._failures[key] = self._failures.get(key, 0) + 1
-        most = min(longest or self._longest, self._first * 2 ** min(count - 1, 16))
+        most = min(longest or self._longest, self._first * 2.0 ** min(count - 1, 16))
         seconds = max(least, most * random.uniform(0.7, 1.0))  # noqa: S311 (spreads load, keeps no secret)
         self.add_after(key, seconds)
         return seconds

@@ -97,7 +97,7 @@ class Reflector:
         if error.status == 422 and "sendInitialEvents" in error.message:
             self._streams = False
             return 0.0
-        most = min(LONGEST_PAUSE, 0.1 * 2 ** min(self._faults, 10))
+        most = min(LONGEST_PAUSE, 0.1 * 2.0 ** min(self._faults, 10))
         return max(min(error.retry_after, LONGEST_PAUSE), most) * random.uniform(0.5, 1.0)  # noqa: S311 (spreads load)
 
     async def _once(self) -> None:
@@ -113,7 +113,11 @@ class Reflector:
             await self._list()
 
     async def _list(self) -> None:
-        accept = WHOLE if self.kind.look else METADATA.replace("PartialObjectMetadata", "PartialObjectMetadataList")
+        accept = (
+            WHOLE
+            if self.kind.whole or self.kind.look
+            else METADATA.replace("PartialObjectMetadata", "PartialObjectMetadataList")
+        )
         found = await self._client.list(self.kind, selector=self._options.get("labelSelector", ""), accept=accept)
         for each in found.get("items") or ():
             self._take(each)
@@ -123,7 +127,9 @@ class Reflector:
         low, high = LASTS
         seconds = str(random.randint(low, high))  # noqa: S311 (spreads load)
         params = {"watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": seconds, **options, **self._options}
-        async with self._client.stream(self.kind, params, WHOLE if self.kind.look else METADATA) as response:
+        async with self._client.stream(
+            self.kind, params, WHOLE if self.kind.whole or self.kind.look else METADATA
+        ) as response:
             self._response = response
             try:
                 await self._read(response)

@@ -1,0 +1,114 @@
+"""The operator as a process of its own, as it runs in a cluster: so that it can be killed."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from provisioning.providers.local.processes import Command, spawn_argv
+from tests.cluster.api import Api
+from tests.operator.render_helper import helper
+
+ROOT = Path(__file__).resolve().parents[2]
+LEASES = "hearth"
+
+
+class Operator:
+    """One operator process. Its log is in `log`; it dies with the tests."""
+
+    def __init__(self, kubeconfig: Path, folder: Path, probe: str, *options: str, name: str = "operator") -> None:
+        self.log = folder / f"{name}.log"
+        self._folder = folder
+        self._name = name
+        self._options = ["--kubeconfig", str(kubeconfig), "--probe", probe, "--port", "0", "--diagnose-after", "1"]
+        self._options += ["--identity", name, "--helper", str(helper()), *options]
+        self.process: subprocess.Popen[bytes] | None = None
+        self._api = Api.from_kubeconfig(kubeconfig)
+
+    def __enter__(self) -> Self:
+        try:
+            namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": LEASES}}
+            self._api.apply(namespace)
+        except Exception:
+            self._api.close()
+            raise
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.end()
+        self._api.close()
+
+    def start(self) -> None:
+        """Start it; return at once."""
+        words = (sys.executable, "-m", "provisioning.operator", *self._options)
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                spawn_argv(Command(self._name, words, ROOT, {})),
+                cwd=ROOT,
+                env={"HOME": str(self._folder), "PATH": os.defpath, "PYTHONPATH": str(ROOT)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self._send(signal.SIGKILL)
+
+    def end(self) -> int:
+        """Ask it to end, and return its exit code."""
+        return self._send(signal.SIGTERM)
+
+    def _send(self, number: signal.Signals) -> int:
+        if self.process is None:
+            return 0
+        self.process.send_signal(number)
+        try:
+            return self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+        finally:
+            self.process = None
+
+    def text(self) -> str:
+        """Return what it has logged."""
+        return self.log.read_text(errors="replace")
+
+    def port(self) -> int:
+        """Return the port of its health and its numbers."""
+        return int(self.wait_for(r"serving on port (\d+)")[-1])
+
+    def wait_for(self, pattern: str, *, seconds: float = 30) -> list[str]:
+        """Wait until its log has a line; return all that match."""
+        end = time.monotonic() + seconds
+        while not (found := re.findall(pattern, self.text())):
+            assert self.process is None or self.process.poll() is None, self.text()
+            assert time.monotonic() < end, f"no {pattern!r} in its log:\n{self.text()}"
+            time.sleep(0.05)
+        return found
+
+    def get(self, path: str) -> httpx.Response:
+        """Ask its own web server."""
+        return httpx.get(f"http://127.0.0.1:{self.port()}{path}", timeout=5)
+
+    def numbers(self) -> dict[str, float]:
+        """Return its metrics."""
+        lines = [line for line in self.get("/metrics").text.splitlines() if line and not line.startswith("#")]
+        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
