@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from accounts.models import User
 
+pytest_plugins = ["tests.cluster.fixtures"]
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = "_TESTS_FOLDER"
 services = pytest.StashKey[Services]()

@@ -40,7 +40,14 @@ class Api:
         return cls(*connection(path))
 
     def close(self) -> None:
+        """Close its connections."""
         self.http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def ready(self) -> bool:
         """Say whether the API server answers and all its parts are ready."""
@@ -84,6 +91,10 @@ class Api:
             if error.status == 404:
                 return None
             raise
+
+    def read(self, target: Object) -> Object:
+        """Return an object as it is now; `target` names it."""
+        return self.request("GET", self._of(target))
 
     def list(self, api_version: str, kind: str, namespace: str | None = None, **parameters: str) -> list[Object]:
         """Return all objects of a kind; `labelSelector` and the like narrow them."""

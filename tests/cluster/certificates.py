@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import ipaddress
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 DAY = datetime.timedelta(days=1)
@@ -76,6 +81,22 @@ def signing_pair() -> Pair:
     key = ec.generate_private_key(ec.SECP256R1())
     public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     return Pair(public, private_pem(key))
+
+
+def signed_token(key: bytes, claims: Mapping[str, Any]) -> str:
+    """Return a JSON Web Token, signed ES256 (RFC 7518, section 3.4) with an EC key given as PEM."""
+    private = serialization.load_pem_private_key(key, None)
+    if not isinstance(private, ec.EllipticCurvePrivateKey):
+        raise TypeError("ES256 needs an EC key")
+    head = {"alg": "ES256", "typ": "JWT"}
+    text = b".".join(_base64(json.dumps(part).encode()) for part in (head, claims))
+    numbers = decode_dss_signature(private.sign(text, ec.ECDSA(hashes.SHA256())))
+    signature = b"".join(number.to_bytes(32, "big") for number in numbers)
+    return b".".join([text, _base64(signature)]).decode()
+
+
+def _base64(content: bytes) -> bytes:
+    return base64.urlsafe_b64encode(content).rstrip(b"=")
 
 
 def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:

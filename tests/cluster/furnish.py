@@ -18,10 +18,12 @@ MARK = {"hearth.host/test-cluster": "true"}
 """The label on `kube-system` by which a cluster says that tests may use it."""
 
 
-def furnish(api: Api, *, nodes: int) -> None:
-    """Apply all of it, and return when the custom resources can be used."""
+def furnish(api: Api, *, nodes: int, keep: bool = False) -> None:
+    """Apply all of it; return when the custom resources can be used. With `keep` what others defined stays as it is."""
     api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kube-system", "labels": MARK}})
-    resources = [*definitions.find(), *definitions.load(sorted(OWN.glob("*.yaml"))), *_kube_ovn()]
+    there = {each["metadata"]["name"] for each in api.list(*DEFINITION)} if keep else set()
+    foreign = [each for each in (*definitions.find(), *_kube_ovn()) if each["metadata"]["name"] not in there]
+    resources = [*foreign, *definitions.load(sorted(OWN.glob("*.yaml")))]
     api.apply(*resources)
     api.apply(*_classes(), *[node(f"node-{number}") for number in range(nodes)])
     names = {each["metadata"]["name"] for each in resources}

@@ -1,0 +1,119 @@
+"""pytest's way to a cluster: `cluster` for a whole run, `namespace` for one test, `kubernetes_client`, `fault_proxy`.
+
+Tests that use them carry `pytest.mark.xdist_group("cluster")`, so that one worker runs them all on one cluster.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cluster import definitions, tools
+from tests.cluster.api import Api
+from tests.left_out import leave_out
+
+if TYPE_CHECKING:
+    from kubernetes.client import ApiClient
+
+    from tests.cluster.faults import FaultProxy
+    from tests.cluster.given import Given
+    from tests.cluster.launch import Cluster
+
+KEPT = Path(__file__).resolve().parents[2] / "var" / "test" / "cluster-logs"
+"""Where the logs of a cluster go when a test on it failed."""
+
+
+def need_programs() -> None:
+    """Leave the running test out if the test cluster can't be started here."""
+    try:
+        for name in tools.CLUSTER:
+            tools.find(name)
+        definitions.find()
+    except tools.Missing as missing:
+        leave_out(str(missing))
+
+
+@pytest.fixture(scope="session")
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster | Given]:
+    """One furnished cluster for the run: a new one, or that of KUBECONFIG. Its API server may be restarted."""
+    if path := os.environ.get("KUBECONFIG"):
+        from tests.cluster.given import Given
+
+        with Given(Path(path)) as given:
+            yield given
+        return
+    need_programs()
+    from tests.cluster.launch import Cluster
+
+    with Cluster() as started:
+        yield started
+        if request.session.testsfailed:
+            shutil.rmtree(KEPT, ignore_errors=True)
+            shutil.copytree(started.logs, KEPT)
+            request.config.get_terminal_writer().line(f"\nThe cluster's logs are in {KEPT}")
+
+
+@pytest.fixture
+def own_cluster() -> Cluster:
+    """Return a `Cluster` of the test's own, not yet started: for what would disturb the others'."""
+    if os.environ.get("KUBECONFIG"):
+        leave_out("it needs a cluster of its own, and KUBECONFIG gives one that may not be stopped.")
+    need_programs()
+    from tests.cluster.launch import Cluster
+
+    return Cluster()
+
+
+@pytest.fixture
+def new_namespace(cluster: Cluster | Given) -> Iterator[Callable[..., str]]:
+    """Return a function that makes a namespace with these labels and returns its name. All go after the test."""
+    made: list[str] = []
+
+    def make(**labels: str) -> str:
+        name = f"test-{uuid.uuid4().hex[:12]}"
+        meta = {"name": name, "labels": {key.replace("__", "/"): value for key, value in labels.items()}}
+        cluster.api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": meta})
+        made.append(name)
+        # Until its default account is there, pods in it are refused.
+        cluster.api.wait("default account", lambda: cluster.api.get("v1", "ServiceAccount", "default", name))
+        return name
+
+    yield make
+    for name in made:
+        cluster.api.delete("v1", "Namespace", name)
+
+
+@pytest.fixture
+def namespace(new_namespace: Callable[..., str]) -> str:
+    """An empty namespace that goes after the test."""
+    return new_namespace()
+
+
+@pytest.fixture
+def api(cluster: Cluster | Given) -> Api:
+    """The tests' own small client, an administrator."""
+    return cluster.api
+
+
+@pytest.fixture
+def kubernetes_client(cluster: Cluster | Given) -> Iterator[ApiClient]:
+    """Kubernetes' own Python client, an administrator."""
+    from kubernetes import config
+
+    with config.new_client_from_config(str(cluster.kubeconfig)) as client:  # type: ignore[no-untyped-call]
+        yield client
+
+
+@pytest.fixture
+def fault_proxy(cluster: Cluster | Given, tmp_path: Path) -> Iterator[FaultProxy]:
+    """A proxy before the cluster that injects faults."""
+    from tests.cluster.faults import FaultProxy
+
+    with FaultProxy(cluster.kubeconfig, tmp_path) as proxy:
+        yield proxy
