@@ -1,8 +1,8 @@
 """Makes the chart's values.yaml and values.schema.json from the MatrixServer's definition.
 
-`python -m provisioning.chart.schema` writes both; a test holds them equal to what this makes. The chart takes a spec as the
-API server gives it, with its defaults: so a field that has a default is required here, and values.yaml holds the defaults
-of what is always there. CEL rules have no place in JSON schema: the API server holds them.
+`python -m provisioning.chart.schema` writes both; a test holds them equal to what this makes. The chart takes a spec as
+the API server gives it, with its defaults: so a field that has a default is required here, and values.yaml holds the
+defaults of what is always there. CEL rules have no place in JSON schema: the API server holds them.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def json_text(content: Mapping[str, Any]) -> str:
 
 def yaml_text(content: Mapping[str, Any]) -> str:
     """Return the text of values.yaml."""
-    return "# Made by `python -m provisioning.chart.schema` from the MatrixServer's definition.\n" + yaml.safe_dump(content)
+    return f"# Made by `python -m provisioning.chart.schema` from the MatrixServer.\n{yaml.safe_dump(dict(content))}"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """MatrixServers for tests: what Hearth could write, as plain data. Needs no cluster and no Helm.
 
-`monolith()` is the smallest server, `workers()` one with every group of processes, `managed()` one whose database, Redis
-and certificate are made elsewhere. Each gives a fresh `spec`; `changed()` lays changes over it.
+`monolith()` is the smallest server, `workers()` one with every group of processes, `managed()` one whose database,
+Redis and certificate are made elsewhere. Each gives a fresh `spec`; `changed()` lays changes over it.
 """
 
 from __future__ import annotations
@@ -135,6 +135,6 @@ def matrix_server(spec: Mapping[str, Any], namespace: str) -> dict[str, Any]:
 
 
 def values(spec: Mapping[str, Any], *, namespace: str = "", uid: str = "") -> dict[str, Any]:
-    """Return the chart's values of one server. `spec` must be whole, as the API server gives it: see `chart.defaulted`."""
+    """Return the chart's values of one server. `spec` must be whole: see `provisioning.chart.schema.defaulted`."""
     server = {"name": "synapse", "namespace": namespace or f"hearth-{uuid.UUID(int=1)}", "uid": uid}
     return {"server": server | {"organisation": spec["organisation"]}, "spec": dict(spec)}

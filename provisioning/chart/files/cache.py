@@ -17,7 +17,7 @@ ABOVE, UNTIL = 0.7, 0.5
 
 
 def trim(folder: Path, limit: int, now: float) -> int:
-    """Remove the files read longest ago until `folder` holds at most half of `limit` bytes; return the bytes removed."""
+    """Remove the files read longest ago until `folder` holds half of `limit` bytes; return the bytes removed."""
     found = []
     for root, _, names in os.walk(folder):
         for name in names:

@@ -1,7 +1,7 @@
 """Answers for a server that isn't there to answer: the well-known files of its name, and why it is suspended.
 
-`front.py <port> <front.json>`; the file holds `server` and `client` (the contents of /.well-known/matrix/*, or null) and
-`suspended` (a message, or null). Standard library only, so that any image with Python will do.
+`front.py <port> <front.json>`; the file holds `server` and `client` (the contents of /.well-known/matrix/*, or null)
+and `suspended` (a message, or null). Standard library only, so that any image with Python will do.
 https://spec.matrix.org/v1.16/server-server-api/#well-known-delegation
 """
 

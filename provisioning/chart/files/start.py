@@ -1,14 +1,15 @@
 """Starts one Synapse process in a pod: waits for what it needs, then becomes Synapse. Runs in Synapse's image.
 
-`start.py <configuration folder> <secrets folder> <group>`, group `main` or the name of a worker's file. The password of
-the database reaches libpq through PGPASSWORD, so it stands in no file. A worker waits until the main process has brought
-the database to its schema; a process of a newer release may so be started at any time. Exit codes: 3 the signing key is
-missing or another than expected, 4 the database refuses, 5 it stayed away too long.
+`start.py <configuration folder> <secrets folder> <group>`, group `main` or the name of a worker's file. The password
+of the database reaches libpq through PGPASSWORD, so it stands in no file. A worker waits until the main process has
+brought the database to its schema, so a process of a newer release may be started at any time. Exit codes: 3 the
+signing key is missing or another than expected, 4 the database refuses, 5 it stayed away too long.
 """
 
 from __future__ import annotations
 
 import os
+import runpy
 import sys
 import time
 from collections.abc import Callable
@@ -41,7 +42,8 @@ def main(arguments: list[str]) -> int:
         paths += [folder / f"{group}.yaml", instance_file(os.environ["POD_NAME"])]
     app = "synapse.app.homeserver" if group == "main" else "synapse.app.generic_worker"
     words = [word for path in paths for word in ("--config-path", str(path))]
-    os.execv(sys.executable, [sys.executable, "-m", app, *words])
+    sys.argv = [app, *words]
+    runpy.run_module(app, run_name="__main__")
     return 0
 
 
