@@ -1,7 +1,7 @@
 # `make run` and `make test` do all their own set-up. `make` alone lists the rest.
 .SHELLFLAGS := -ec
 .DEFAULT_GOAL := help
-.PHONY: help run test lint smoke chaos bench clean hooks venv venv-dev
+.PHONY: help run test lint smoke chaos bench cluster clean hooks venv venv-dev
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,6 +14,9 @@ export PYTHONPATH := platform:.
 # With make gone the supervisor stops too, and everything below it.
 WITH_MAKE := $(shell command -v setpriv >/dev/null && echo setpriv --pdeathsig TERM --)
 TEST_WORKERS ?= 3
+# Measurements that need a Kubernetes control plane.
+ON_CLUSTER := operator chart
+NODES ?= 3
 PYTEST ?=
 
 help:  ## List what can be made
@@ -35,18 +38,21 @@ lint: venv-dev  ## Check style, types, layers and migrations
 		$(BIN)/python -W ignore manage.py makemigrations --check --dry-run
 
 smoke: venv-dev  ## From sign-up to a message through a new homeserver, over HTTP; the last line is JSON
-	@$(BIN)/python -m tests.prepare --no-browser
+	@$(BIN)/python -m tests.prepare --no-browser --no-cluster
 	@$(BIN)/python -m tests.smoke
 
 chaos: venv-dev  ## Kill workers in the middle of their work, many times
-	@$(BIN)/python -m tests.prepare --no-browser
+	@$(BIN)/python -m tests.prepare --no-browser --no-cluster
 	@$(BIN)/python -m tests.chaos
 
 bench: venv-dev  ## Run one measurement: BENCH=name runs tests/bench/name.py
 	@test -n "$(BENCH)" || { echo "Say which one: make bench BENCH=name. There are:"; \
 		ls tests/bench | sed -n 's/^\([a-z].*\)\.py$$/  \1/p'; exit 2; }
-	@$(BIN)/python -m tests.prepare --no-browser
+	@$(BIN)/python -m tests.prepare --no-browser $(if $(filter $(ON_CLUSTER),$(BENCH)),,--no-cluster)
 	@$(BIN)/python -m tests.bench.$(BENCH)
+
+cluster: venv-dev  ## Run a Kubernetes control plane for development until Ctrl-C, and print its KUBECONFIG (NODES=3)
+	@exec $(WITH_MAKE) $(BIN)/python -m tests.cluster --nodes $(NODES)
 
 hooks: venv-dev  ## Check each commit before it is made (git hooks)
 	@$(BIN)/pre-commit install

@@ -1,6 +1,6 @@
-"""What the tests need beyond Python packages: Chromium, SoftHSM2, two Synapse environments. `make test` runs it first.
+"""What the tests need beyond Python packages: Chromium, SoftHSM2, two Synapse environments, a Kubernetes control plane.
 
-Everything is made once; with all of it there the network is not needed. Where something can't be had the tests that
+`make test` runs it first. Everything is made once; with all of it there the network is not needed. Where something can't be had the tests that
 need it are left out, loudly; with CI=true that is a failure.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from provisioning.providers.base import ProviderError
 from provisioning.providers.local import environments
 from tenants.releases import RELEASES
+from tests.cluster import definitions, tools
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "var" / "test"
@@ -33,6 +34,7 @@ SOFTHSM = (
 def main(arguments: list[str]) -> int:
     """Prepare, and return the exit code."""
     faults = [] if "--no-browser" in arguments else [_browser()]
+    faults += [] if "--no-cluster" in arguments else [_cluster()]
     faults += [_hsm()] + [_environment(version) for version in VERSIONS]
     faults = [fault for fault in faults if fault]
     for fault in faults:
@@ -60,6 +62,15 @@ def _browser() -> str:
 
 def _hsm() -> str:
     return "" if hsm() else _install(HSM, "the tests of the HSM, because there is no SoftHSM2.", hsm)
+
+
+def _cluster() -> str:
+    try:
+        tools.ensure(say=_say)
+        definitions.ensure(say=_say)
+    except tools.Missing as missing:
+        return f"every test on a Kubernetes cluster: {missing}"
+    return ""
 
 
 def _install(package: str, fault: str, there: Callable[[], str | None]) -> str:

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 
-from tests.cluster import tools
+from tests.cluster import definitions, tools
 from tests.cluster.launch import Cluster
 
 
@@ -18,6 +18,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         tools.ensure([name for name in tools.CLUSTER if arguments.nodes or name != "kwok"], say=say)
+        definitions.ensure(say=say)
     except tools.Missing as missing:
         say(f"No cluster: {missing}")
         return 1

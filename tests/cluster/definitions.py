@@ -127,7 +127,7 @@ def folder(source: str) -> Path:
 def load(paths: Iterable[Path]) -> list[Object]:
     """Return the objects of YAML files, without the descriptions in their schemas."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return [_bare(each) for path in paths for each in yaml.load_all(path.read_text(), loader) if each]
+    return [bare(each) for path in paths for each in yaml.load_all(path.read_text(), loader) if each]
 
 
 def _read(source: Source) -> list[Object]:
@@ -146,11 +146,11 @@ def _download(source: Source) -> Path:
     return Path(answer["Dir"])
 
 
-def _bare(value: Any) -> Any:
+def bare(value: Any) -> Any:
     """Drop every description; a *property* of that name has a schema and no text, and stays."""
     if isinstance(value, dict):
-        return {key: _bare(one) for key, one in value.items() if not (key == "description" and isinstance(one, str))}
-    return [_bare(one) for one in value] if isinstance(value, list) else value
+        return {key: bare(one) for key, one in value.items() if not (key == "description" and isinstance(one, str))}
+    return [bare(one) for one in value] if isinstance(value, list) else value
 
 
 def _place() -> Path:

@@ -200,7 +200,7 @@ class FaultProxy:
         serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         serving.load_cert_chain(both)
         self._sessions = {True: _session(self._plain), False: _session(self._verify)}
-        self._server = web.Server(self._handle, handler_cancellation=True, keepalive_timeout=3600)
+        self._server = web.Server(self._handle, handler_cancellation=True, keepalive_timeout=3600, access_log=None)
         self._runner = web.ServerRunner(self._server)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=serving).start()

@@ -20,6 +20,7 @@ class Given:
         self.url = str(self.api.http.base_url)
         labels = (self.api.get("v1", "Namespace", "kube-system") or {}).get("metadata", {}).get("labels", {})
         if not MARK.items() <= labels.items():
+            self.api.close()
             mark = "=".join(*MARK.items())
             raise RuntimeError(
                 f"KUBECONFIG names the cluster {self.url}, and tests would make and delete things in it. Nothing was "

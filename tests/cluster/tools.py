@@ -73,6 +73,8 @@ TOOLS = {
     "kubectl": Tool("kubernetes", "k8s.io/kubernetes/cmd/kubectl"),
 }
 CLUSTER = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok")
+UNUSED = 30 * 24 * 3600.0
+"""Seconds after which a version that no checkout asked for goes."""
 TESTS = (*CLUSTER, "helm", "kube-score", "kubeconform")
 """What `make test` needs; the others are built when somebody asks for them."""
 
@@ -101,6 +103,8 @@ def ensure(names: Iterable[str] = TESTS, *, say: Callable[[str], None] = print) 
     LINKS.mkdir(parents=True, exist_ok=True)
     for name, path in paths.items():
         link(path, LINKS / name)
+        if path.is_relative_to(cache()):
+            os.utime(path.parent)
     return paths
 
 
@@ -117,7 +121,7 @@ def go() -> Path:
     """Return Go's command. Raise `Missing` without it."""
     path = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin:/usr/lib/go/bin")
     if path is None:
-        raise Missing("there is no Go to build it with. Install Go 1.26 or later, or set TEST_CLUSTER_BIN.")
+        raise Missing("there is no Go to build it with. Install Go 1.24 or later, or set TEST_CLUSTER_BIN.")
     return Path(path)
 
 
@@ -133,14 +137,24 @@ def _build(module: str, names: list[str], say: Callable[[str], None]) -> None:
     """Build a module's programs in one command, so that linking one overlaps with compiling the next."""
     started = time.monotonic()
     place = cache() / f"{_key(module)}-{_version()}"
+    _tidy(module)
     place.mkdir(parents=True, exist_ok=True)
     say(f"Building {', '.join(names)} (once; minutes)")
-    with tempfile.TemporaryDirectory(prefix=".building-", dir=cache()) as folder:
+    with tempfile.TemporaryDirectory(prefix=f".building-{module}-", dir=cache()) as folder:
         packages = [TOOLS[name].package for name in names]
         _run(MODULES / module, ["build", "-v", "-trimpath", "-ldflags", _FLAGS, "-o", f"{folder}/", *packages], say)
         for name in names:
             (Path(folder) / _output(TOOLS[name].package)).replace(place / name)
     say(f"Built {', '.join(names)} in {time.monotonic() - started:.0f} s")
+
+
+def _tidy(module: str) -> None:
+    """Remove what a killed build left (we hold the lock, so nobody uses it), and versions not used for a month."""
+    for folder in cache().glob(f".building-{module}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    for folder in cache().glob(f"{module}-*"):
+        if folder.is_dir() and time.time() - folder.stat().st_mtime > UNUSED:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _output(package: str) -> str:
