@@ -1,7 +1,7 @@
 """What the tests need beyond Python packages: Chromium, SoftHSM2, two Synapse environments, a Kubernetes control plane.
 
-`make test` runs it first. Everything is made once; with all of it there the network is not needed. Where something can't be had the tests that
-need it are left out, loudly; with CI=true that is a failure.
+`make test` runs it first. Everything is made once; with all of it there the network is not needed. Where something
+can't be had the tests that need it are left out, loudly; with CI=true that is a failure.
 """
 
 from __future__ import annotations
