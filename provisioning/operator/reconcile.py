@@ -115,7 +115,7 @@ class Reconciler:
         before = self._look(server, memory)
         plan = self._plan(server, before)
         faults: Mapping[Place, Fault] = {}
-        found, fault, again = Differences((), (), ()), None, None
+        found, fault = Differences((), (), ()), None
         try:
             found, faults = await self._write(server, plan)
         except RenderError as error:
@@ -125,10 +125,10 @@ class Reconciler:
         except ApiError as error:
             if error.passing:
                 raise Outcome(str(error), longest=4) from error
-            fault, again = of_api_error(error), error
+            fault = of_api_error(error)
         await self._examine(server, memory)
         seen = self._look(server, memory, faults=faults, fault=fault, found=found)
-        if faults or again:
+        if faults or fault:
             self._metrics.failures.inc()
             self._later(namespace, random.uniform(20, 40) if not found.waiting else 1.0)  # noqa: S311 (spreads load)
         elif found.waiting:

@@ -110,7 +110,10 @@ class Writer:
                 rendered.forget(write.place)
                 await self._again(owner, write.place)
                 return None
-            return of_api_error(error)
+            fault = of_api_error(error)
+            if fault.reason == "NamespaceTerminating":  # nothing else can be made there either
+                raise
+            return fault
         self._store.take(kind, answer, written=True)
         self._metrics.applied.labels(write.cause.value).inc()
         self._say(server, write)
