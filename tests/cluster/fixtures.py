@@ -60,14 +60,16 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster | Given]:
 
 
 @pytest.fixture
-def own_cluster() -> Cluster:
-    """Return a `Cluster` of the test's own, not yet started: for what would disturb the others'."""
+def own_cluster() -> Iterator[Cluster]:
+    """A `Cluster` of the test's own, not yet started: for what would disturb the others'."""
     if os.environ.get("KUBECONFIG"):
         leave_out("it needs a cluster of its own, and KUBECONFIG gives one that may not be stopped.")
     need_programs()
     from tests.cluster.launch import Cluster
 
-    return Cluster()
+    made = Cluster()
+    yield made
+    made.stop()
 
 
 @pytest.fixture

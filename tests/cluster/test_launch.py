@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ import pytest
 
 from tests.bench.floor import free_ports
 from tests.cluster import launch, tools
-from tests.cluster.api import Api, ApiError, Object
+from tests.cluster.api import Api, ApiError, Object, connection
 from tests.cluster.fixtures import need_programs
 from tests.cluster.launch import Cluster
 from tests.stack import alive
@@ -58,19 +57,25 @@ def test_helm_finds_the_version_it_asks_for(cluster: Cluster, namespace: str, tm
     assert cluster.api.get("v1", "ConfigMap", "by-helm", namespace)
 
 
-def test_pods_run_on_nodes_that_nobody_has(api: Api, namespace: str) -> None:
+def run_pods(api: Api, namespace: str, name: str) -> Object:
+    """Make a Deployment, wait until its pods are ready, and return it."""
     template = {
-        "metadata": {"labels": {"app": "one"}},
+        "metadata": {"labels": {"app": name}},
         "spec": {"containers": [{"name": "main", "image": "images.example/none"}]},
     }
     deployment: Object = {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": {"name": "one", "namespace": namespace},
-        "spec": {"replicas": 2, "selector": {"matchLabels": {"app": "one"}}, "template": template},
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"replicas": 2, "selector": {"matchLabels": {"app": name}}, "template": template},
     }
     api.apply(deployment)
     api.wait("ready replicas", lambda: api.read(deployment).get("status", {}).get("readyReplicas") == 2)
+    return deployment
+
+
+def test_pods_run_on_nodes_that_nobody_has(api: Api, namespace: str) -> None:
+    run_pods(api, namespace, "one")
     api.delete("apps/v1", "Deployment", "one", namespace)
     api.wait("end of the pods", lambda: not api.list("v1", "Pod", namespace))
 
@@ -123,20 +128,16 @@ def _refused(api: Api, each: Object) -> bool:
     return False
 
 
-def test_tokens_of_service_accounts(own_cluster: Cluster) -> None:
-    with own_cluster as cluster:
-        url, namespace = cluster.url, "default"
-        cluster.api.wait("account", lambda: cluster.api.get("v1", "ServiceAccount", "default", namespace))
-        for token, status in {
-            cluster.api.token(namespace, "default"): 403,  # known, and without rights
-            cluster.short_token(namespace, "default", seconds=60): 403,
-            cluster.short_token(namespace, "default", seconds=-60): 401,  # over
-        }.items():
-            place = cluster.folder / f"as-{status}"
-            launch.write_kubeconfig(place, url, cluster.folder / "ca.crt", {"token": token})
-            with Api.from_kubeconfig(place) as api, pytest.raises(ApiError) as refusal:
-                api.list("v1", "Secret", namespace)
-            assert refusal.value.status == status
+def test_tokens_of_service_accounts(cluster: Cluster, namespace: str) -> None:
+    tokens = {cluster.api.token(namespace, "default"): 403}  # known, and without rights
+    if isinstance(cluster, Cluster):
+        tokens |= {cluster.short_token(namespace, "default", seconds=60): 403}
+        tokens |= {cluster.short_token(namespace, "default", seconds=-60): 401}  # over
+    for token, status in tokens.items():
+        headers = {"Authorization": f"Bearer {token}"}
+        with Api(cluster.url, connection(cluster.kubeconfig)[1], headers) as api, pytest.raises(ApiError) as refusal:
+            api.list("v1", "Secret", namespace)
+        assert refusal.value.status == status
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
@@ -148,27 +149,24 @@ def test_the_api_server_comes_back_with_its_data(cluster: Cluster, namespace: st
     found = cluster.api.get("v1", "ConfigMap", "kept", namespace)
     assert found is not None
     assert found["data"] == {"says": "kept"}
+    # And with all that follows it: controllers, scheduler, kwok.
+    run_pods(cluster.api, namespace, "after")
+    assert [name for name, process in cluster.processes.items() if process.poll() is not None] == []
 
 
-def test_two_at_once_know_nothing_of_each_other() -> None:
+def test_two_at_once_know_nothing_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     need_programs()
-    with Cluster(nodes=0) as one, Cluster(nodes=0) as other:
-        one.api.apply(config_map("one"))
-        assert other.api.get("v1", "ConfigMap", "one", "default") is None
-        folders = [one.folder, other.folder]
-        family = [psutil.Process(each.pid) for both in (one, other) for each in both.processes.values()]
+    with Cluster(nodes=0) as one:
+        # The second one's first choice is the first one's port, as if it had been taken after the look.
+        ports = iter([one.port, *free_ports(1)])
+        monkeypatch.setattr(launch, "free_ports", lambda _: [next(ports)])
+        with Cluster(nodes=0) as other:
+            one.api.apply(config_map("one"))
+            assert other.api.get("v1", "ConfigMap", "one", "default") is None
+            folders = [one.folder, other.folder]
+            family = [psutil.Process(each.pid) for both in (one, other) for each in both.processes.values()]
     assert not alive(family)
     assert not any(folder.exists() for folder in folders)
-
-
-def test_a_port_that_was_taken_meanwhile(own_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        ports = iter([taken.getsockname()[1], *free_ports(1)])
-        monkeypatch.setattr(launch, "free_ports", lambda _: [next(ports)])
-        with own_cluster as cluster:
-            assert cluster.port != taken.getsockname()[1]
 
 
 def test_a_program_that_does_not_start_says_why(own_cluster: Cluster) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import definitions, tools
+from tests.cluster.fixtures import need_programs
 from tests.left_out import leave_out
 
 NAME = "kubeconform"  # the smallest: seconds without any cache
@@ -70,6 +71,15 @@ def test_without_go(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         tools.ensure([NAME], say=lambda _: None)
     with pytest.raises(tools.Missing, match="Run: make test"):
         tools.find(NAME)
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("", pytest.skip.Exception), ("true", pytest.fail.Exception)])
+def test_without_programs_tests_are_left_out_loudly(
+    empty: Path, monkeypatch: pytest.MonkeyPatch, ci: str, outcome: type[BaseException]
+) -> None:
+    monkeypatch.setenv("CI", ci)
+    with pytest.raises(outcome, match="the program etcd of the test cluster is not there"):
+        need_programs()
 
 
 def test_a_folder_of_ready_programs(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
