@@ -29,7 +29,9 @@ class Rendered(Mapping[str, dict[str, Any]]):
     def __init__(self, text: str) -> None:
         self.text = text
         self.objects = [each for each in yaml.load_all(text, Loader=yaml.CSafeLoader) if each]
-        self._by_name: dict[str, dict[str, Any]] = {f"{each['kind']}/{each['metadata']['name']}": each for each in self.objects}
+        self._by_name: dict[str, dict[str, Any]] = {
+            f"{each['kind']}/{each['metadata']['name']}": each for each in self.objects
+        }
         assert len(self._by_name) == len(self.objects), "two objects have one name"
 
     def __getitem__(self, name: str) -> dict[str, Any]:

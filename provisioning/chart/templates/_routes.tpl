@@ -1,6 +1,7 @@
 {{/* The paths of one group as a JSON list of {type, path}, type one of exact, prefix, regex. Takes (list $ group way).
 Way `plain`: what a plain Ingress can say, for generic workers only under the versions that clients of today use.
-Way `regex`: everything, as few regular expressions, whole from ^ to $, because some routers match a part and some the whole. */}}
+Way `regex`: everything, as few regular expressions, whole from ^ to $, because some routers match a part and some the
+whole. (An Ingress takes no path that does not start with /, so there the ^ goes.) */}}
 {{- define "routes.paths" -}}
 {{- $root := index . 0 -}}
 {{- $group := index . 1 -}}
