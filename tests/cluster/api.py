@@ -32,12 +32,19 @@ class Api:
 
     def __init__(self, url: str, verify: ssl.SSLContext, headers: Mapping[str, str] | None = None) -> None:
         self.http = httpx.Client(base_url=url, verify=verify, headers=headers, timeout=30, trust_env=False)
+        self._verify = verify
         self._resources: dict[str, dict[str, Object]] = {}
 
     @classmethod
     def from_kubeconfig(cls, path: Path) -> Self:
         """Return a client of a kubeconfig's current context."""
         return cls(*connection(path))
+
+    def with_token(self, token: str) -> Self:
+        """Return a client of the same cluster that has this token and nothing else; close it."""
+        authorities = b"".join(self._verify.get_ca_certs(binary_form=True))
+        verify = ssl.create_default_context(cadata=authorities)
+        return type(self)(str(self.http.base_url), verify, {"Authorization": f"Bearer {token}"})
 
     def close(self) -> None:
         """Close its connections."""

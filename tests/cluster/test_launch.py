@@ -15,7 +15,7 @@ import pytest
 
 from tests.bench.floor import free_ports
 from tests.cluster import launch, tools
-from tests.cluster.api import Api, ApiError, Object, connection
+from tests.cluster.api import Api, ApiError, Object
 from tests.cluster.fixtures import need_programs
 from tests.cluster.launch import Cluster
 from tests.stack import alive
@@ -134,9 +134,8 @@ def test_tokens_of_service_accounts(cluster: Cluster, namespace: str) -> None:
         tokens |= {cluster.short_token(namespace, "default", seconds=60): 403}
         tokens |= {cluster.short_token(namespace, "default", seconds=-60): 401}  # over
     for token, status in tokens.items():
-        headers = {"Authorization": f"Bearer {token}"}
-        with Api(cluster.url, connection(cluster.kubeconfig)[1], headers) as api, pytest.raises(ApiError) as refusal:
-            api.list("v1", "Secret", namespace)
+        with cluster.api.with_token(token) as somebody, pytest.raises(ApiError) as refusal:
+            somebody.list("v1", "Secret", namespace)
         assert refusal.value.status == status
 
 
