@@ -108,6 +108,7 @@ def kubernetes_client(cluster: Cluster | Given) -> Iterator[ApiClient]:
     """Kubernetes' own Python client, an administrator."""
     from kubernetes import config
 
+    # This one function of the library has no types.
     with config.new_client_from_config(str(cluster.kubeconfig)) as client:  # type: ignore[no-untyped-call]
         yield client
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from kubernetes.client import ApiClient, CoreV1Api
 
 from tests.bench.floor import free_ports
 from tests.cluster import launch, tools
@@ -45,6 +46,12 @@ def pod(name: str, namespace: str, **security: object) -> Object:
 
 def test_it_says_its_version(api: Api) -> None:
     assert api.request("GET", "/version")["gitVersion"] == tools.KUBERNETES
+
+
+def test_kubernetes_own_client(kubernetes_client: ApiClient, namespace: str) -> None:
+    found = CoreV1Api(kubernetes_client).list_namespace().items
+    names = [each.metadata.name for each in found if each.metadata]
+    assert namespace in names
 
 
 def test_helm_finds_the_version_it_asks_for(cluster: Cluster, namespace: str, tmp_path: Path) -> None:
