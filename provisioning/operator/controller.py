@@ -72,10 +72,12 @@ class Operator:
         self.metrics.leads.set(1)
         keeping = asyncio.create_task(lease.keep(), name="lease")
         stack.callback(keeping.cancel)
-        watching = self._watching = Watching(client, self.store)
+        watching = self._watching = Watching(client, self.store, lease)
         stack.push_async_callback(watching.stop)
         lease.answered.add(watching.reopen)
         watching.start()
+        listening = asyncio.create_task(watching.listen(), name="listening")
+        stack.callback(listening.cancel)
         begun = time.monotonic()
         if not await self._unless_stopped(watching.synced(), keeping):
             return
@@ -148,7 +150,7 @@ class Operator:
             longest = 4.0 if error.passing or error.status == 409 else 120.0
             self._failed(namespace, str(error), least=min(error.retry_after, 10.0), longest=longest)
         except NotLeaderError:
-            pass
+            self._failed(namespace, "the lease has run out and is being renewed", longest=2.0)
         except Exception:
             # A fault of the operator itself must not cost other servers their turns.
             log.exception("%s: the turn failed", namespace)

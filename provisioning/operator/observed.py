@@ -51,6 +51,11 @@ class Observed:
     pending: int = 0
     """Children that still must be written."""
 
+    @property
+    def troubled(self) -> bool:
+        """Whether something is wrong already."""
+        return bool(self.fault or self.faults or self.diagnosis)
+
     def workloads(self) -> Iterator[tuple[str, Workload]]:
         """Yield each group of processes with its name."""
         for place, child in sorted(self.children.items()):

@@ -34,6 +34,7 @@ from provisioning.operator.writing import Writer
 log = logging.getLogger(__name__)
 
 FINALIZER = "hearth.host/final-backup"
+FIRST = 1.5  # seconds in which a new server that is well need not say that it is being made
 MINOR = 5.0  # seconds between two writes of a status in which only counts or sentences have changed
 
 
@@ -228,8 +229,11 @@ class Reconciler:
         if same(status, before):
             return
         namespace = server["metadata"]["namespace"]
-        wait = memory.told_at + MINOR - time.monotonic()
-        if wait > 0 and same(outline(status), outline(before)):
+        if not before and condition(status, "Progressing")["status"] == "True" and not seen.troubled:
+            wait = memory.changed_at + FIRST - time.monotonic()
+        else:
+            wait = memory.told_at + MINOR - time.monotonic() if outline(status) == outline(before) else 0.0
+        if wait > 0:
             self._later(namespace, wait)
             return
         metadata = {key: server["metadata"][key] for key in ("name", "namespace", "uid")}
@@ -317,7 +321,6 @@ def _ordered(status: Mapping[str, Any]) -> dict[str, Any]:
 
 def outline(status: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of a status somebody may wait for."""
-    conditions = [
-        {key: each.get(key) for key in ("type", "status", "reason")} for each in status.get("conditions") or ()
-    ]
-    return {"conditions": conditions, "observed": status.get("observedGeneration"), "release": status.get("release")}
+    conditions = {kind: condition(status, kind) for kind in ("Ready", "Progressing", "Degraded")}
+    shown = {kind: (each.get("status"), each.get("reason")) for kind, each in conditions.items()}
+    return {"conditions": shown, "observed": status.get("observedGeneration"), "release": status.get("release")}

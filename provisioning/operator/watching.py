@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections.abc import Mapping
+from typing import Any
 
 from provisioning.operator.children import BUILT_IN, KINDS, SERVERS
 from provisioning.operator.kube.client import Client
-from provisioning.operator.kube.kinds import DEFINITIONS, Kind
+from provisioning.operator.kube.kinds import DEFINITIONS, LEASES, Kind
+from provisioning.operator.kube.lease import Lease
 from provisioning.operator.kube.reflector import Reflector
 from provisioning.operator.ownership import SELECTOR
 from provisioning.operator.store import Store
@@ -15,11 +19,38 @@ from provisioning.operator.store import Store
 log = logging.getLogger(__name__)
 
 
+PULSE = 6.0  # seconds without a sign of our own lease, which is renewed every two, before the watches are suspected
+
+
+class Pulse:
+    """Sees our own lease being renewed, through a watch like all the others.
+
+    Where something between us and the API server swallows what watches should bring, requests go on being answered,
+    and the connections stay open: nothing but a watch that should have told something and did not shows it.
+    """
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+    def seen(self, _kind: Kind, _found: Mapping[str, Any]) -> None:
+        """Take note of a renewal."""
+        self.last = time.monotonic()
+
+    def gone(self, _kind: Kind, _namespace: str, _name: str, _version: int) -> None:
+        """A lease that is deleted is made again."""
+
+    def known(self, _kind: Kind) -> set[tuple[str, str]]:
+        """Nothing is kept."""
+        return set()
+
+
 class Watching:
     """Runs the reflectors."""
 
-    def __init__(self, client: Client, store: Store) -> None:
+    def __init__(self, client: Client, store: Store, lease: Lease) -> None:
         self._client = client
+        self._lease = lease
+        self._pulse = Pulse()
         self._store = store
         self._running: dict[str, tuple[Reflector, asyncio.Task[None]]] = {}
         store.defined = self._adjust
@@ -31,6 +62,19 @@ class Watching:
         for kind in KINDS.values():
             if kind.group in BUILT_IN:
                 self._start(kind, SELECTOR)
+        fields = f"metadata.name={self._lease.name}"
+        lease = Reflector(self._client, LEASES, self._pulse, fields=fields, namespace=self._lease.namespace)
+        self._running[LEASES.name] = (lease, asyncio.create_task(lease.run(), name="watch of the lease"))
+
+    async def listen(self) -> None:
+        """Open the watches again whenever they have gone deaf."""
+        while True:
+            await asyncio.sleep(PULSE / 4)
+            renewed = self._lease.renewed_at
+            if renewed - self._pulse.last > PULSE:
+                log.warning("the lease is renewed and no watch tells of it: all watches are opened again")
+                self._pulse.last = time.monotonic()
+                self.reopen()
 
     async def synced(self) -> None:
         """Return once everything that is there has been seen."""

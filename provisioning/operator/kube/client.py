@@ -116,15 +116,15 @@ class Client:
             return self._parsed(await self._send("lease", method, path, body=data, content=WHOLE))
 
     @contextlib.asynccontextmanager
-    async def stream(self, kind: Kind, params: Mapping[str, str], accept: str) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Open a watch of all namespaces. Reading it is without a time limit; opening it is not."""
+    async def stream(self, path: str, params: Mapping[str, str], accept: str) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Open a watch of a collection. Reading it is without a time limit; opening it is not."""
         self.sent["watch"] += 1
         credentials = self._access.current()
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
         try:
             async with asyncio.timeout(OPENING):
                 response = await self._session.get(
-                    credentials.server + kind.path(),
+                    credentials.server + path,
                     params=params,
                     headers={"Accept": accept, **credentials.headers},
                     ssl=credentials.context or True,

@@ -27,11 +27,12 @@ class Lease:
     def __init__(
         self, client: Client, namespace: str, name: str, identity: str, *, lasts: float = 15.0, renew: float = 2.0
     ) -> None:
-        self.identity = identity
+        self.identity, self.namespace, self.name = identity, namespace, name
+        self.renewed_at = 0.0
+        """When the API server took our last renewal, by the monotonic clock."""
         self._client = client
         self._path = LEASES.path(namespace, name)
         self._collection = LEASES.path(namespace)
-        self._name = name
         self._lasts, self._renew = lasts, renew
         self._until = 0.0
         self._seen: tuple[str, float] = ("", 0.0)
@@ -39,6 +40,7 @@ class Lease:
         self.answered = Callbacks()
         """Called once the API server answers again after it did not."""
         self._silent = False
+        self._taken = False
 
     def held(self) -> bool:
         """Say whether we may write now."""
@@ -52,8 +54,12 @@ class Lease:
             await asyncio.sleep(self._renew)
 
     async def keep(self) -> None:
-        """Renew until it is lost; then return."""
-        while self.held():
+        """Renew until somebody else holds it; then return.
+
+        While the API server does not answer nobody can take it, so there is nothing to give up but the right to write.
+        """
+        self._taken = False
+        while not self._taken:
             await asyncio.sleep(self._renew)
             await self._try()
 
@@ -84,6 +90,7 @@ class Lease:
         if not self._held:
             return False
         self._until = begun + self._lasts * 2 / 3
+        self.renewed_at = time.monotonic()
         return True
 
     async def _renewed(self) -> dict[str, Any]:
@@ -98,7 +105,7 @@ class Lease:
                     raise
                 return await self._client.lease("POST", self._collection, self._body({}))
         if not self._free(found):
-            self._until = 0.0
+            self._until, self._taken = 0.0, True
             return {}
         return await self._client.lease("PUT", self._path, self._body(found))
 
@@ -121,7 +128,7 @@ class Lease:
             "apiVersion": LEASES.api_version,
             "kind": LEASES.name,
             # With the version we read: of two that try, one is refused.
-            "metadata": found.get("metadata") or {"name": self._name},
+            "metadata": found.get("metadata") or {"name": self.name},
             "spec": {
                 "holderIdentity": self.identity,
                 "leaseDurationSeconds": round(self._lasts),

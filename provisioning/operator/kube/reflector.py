@@ -45,9 +45,11 @@ class Sink(Protocol):
 
 
 class Reflector:
-    """The watch of one kind over all namespaces."""
+    """The watch of one kind, over all namespaces or in one."""
 
-    def __init__(self, client: Client, kind: Kind, sink: Sink, *, selector: str = "", fields: str = "") -> None:
+    def __init__(
+        self, client: Client, kind: Kind, sink: Sink, *, selector: str = "", fields: str = "", namespace: str = ""
+    ) -> None:
         self.kind = kind
         self.synced = asyncio.Event()
         self.relists = 0
@@ -56,6 +58,7 @@ class Reflector:
         """How often the watch was opened from a known resource version."""
         self.trouble = ""
         """What the last error said, empty while the watch is open."""
+        self._path = kind.path(namespace)
         self._client = client
         self._sink = sink
         self._options = {key: text for key, text in (("labelSelector", selector), ("fieldSelector", fields)) if text}
@@ -105,7 +108,6 @@ class Reflector:
             self.reopened += 1
             await self._watch({"resourceVersion": self._version})
             return
-        self.relists += 1
         self._seen = set()
         if self._streams:
             await self._watch({"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"})
@@ -128,7 +130,7 @@ class Reflector:
         seconds = str(random.randint(low, high))  # noqa: S311 (spreads load)
         params = {"watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": seconds, **options, **self._options}
         async with self._client.stream(
-            self.kind, params, WHOLE if self.kind.whole or self.kind.look else METADATA
+            self._path, params, WHOLE if self.kind.whole or self.kind.look else METADATA
         ) as response:
             self._response = response
             try:
@@ -184,6 +186,7 @@ class Reflector:
         for namespace, name in self._sink.known(self.kind) - (self._seen or set()):
             self._sink.gone(self.kind, namespace, name, int(version))
         self._seen = None
+        self.relists += 1
         self._version = version
         self._faults, self.trouble = 0, ""
         self.synced.set()
