@@ -154,20 +154,23 @@ class Fleet:
         """The id of the signing key."""
         return verify_key(self.secret["signing.key"])[0]
 
-    def prepare(self, *pods: str) -> None:
-        """Write what the volumes of these pods would hold, and make the database, Redis and S3 that they need."""
+    def write_all(self, *pods: str) -> None:
+        """Write what the volumes of these pods would hold."""
         folder = self.folder / "secrets"
         folder.mkdir(exist_ok=True)
         for name, value in self.secret.items():
             (folder / name).write_text(value)
+        (self.folder / "log.yaml").write_text(self.rendered["ConfigMap/synapse"]["data"]["log.yaml"])
+        for pod in pods:
+            self.write(pod)
+
+    def prepare(self, *pods: str) -> None:
+        """Write what these pods' volumes would hold, and make the database, Redis and S3 that they need."""
+        self.write_all(*pods)
         role = sql.Identifier(self.name)
         self.server.execute(sql.SQL("CREATE ROLE {} LOGIN").format(role))
         made = "CREATE DATABASE {} OWNER {} ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0"
         self.server.execute(sql.SQL(made).format(role, role))
-        data = self.rendered["ConfigMap/synapse"]["data"]
-        (self.folder / "log.yaml").write_text(data["log.yaml"])
-        for pod in pods:
-            self.write(pod)
         if "ConfigMap/redis" in self.rendered:
             self._redis()
         if "media_storage_providers" in self.rendered.configuration():
@@ -199,6 +202,14 @@ class Fleet:
                 variables["PYTHONPATH"] = str(s3_provider())
             argv = (str(self.python), str(place / "start.py"), str(place), str(self.folder / "secrets"), group)
             self._spawn(pod, argv, variables)
+
+    def files(self, pod: str) -> list[str]:
+        """Return the configuration files that a pod's process reads, as its start.py gives them."""
+        place, group = self.folder / pod, group_of(pod)
+        (place / "instance.yaml").write_text(yaml.safe_dump({"worker_name": pod}))
+        files = [place / "homeserver.yaml", self.folder / "secrets" / "extra.yaml"]
+        files += [place / f"{group}.yaml", place / "instance.yaml"] if group != "main" else []
+        return [str(file) for file in files]
 
     def _spawn(self, name: str, argv: tuple[str, ...], variables: Mapping[str, str]) -> None:
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.folder), **variables}

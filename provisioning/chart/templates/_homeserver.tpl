@@ -139,9 +139,7 @@ rc_login:
 {{- define "synapse.worker" -}}
 worker_app: synapse.app.generic_worker
 worker_log_config: /etc/synapse/log.yaml
-{{- if eq .name "media" }}
-enable_media_repo: true
-{{- end }}
+enable_media_repo: {{ eq .name "media" }}
 worker_listeners:
   - type: http
     port: 8008
