@@ -17,6 +17,7 @@ from pathlib import Path
 from provisioning.providers.base import ProviderError
 from provisioning.providers.local import environments
 from tenants.releases import RELEASES
+from tests.chart.s3 import s3_provider
 from tests.cluster import definitions, tools
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> int:
     """Prepare, and return the exit code."""
     faults = [] if "--no-browser" in arguments else [_browser()]
     faults += [] if "--no-cluster" in arguments else [_cluster()]
-    faults += [_hsm()] + [_environment(version) for version in VERSIONS]
+    faults += [_hsm()] + [_environment(version) for version in VERSIONS] + [_s3_provider()]
     faults = [fault for fault in faults if fault]
     for fault in faults:
         _say(f"\n*** LEFT OUT: {fault}\n")
@@ -91,6 +92,14 @@ def _environment(version: str) -> str:
         asyncio.run(environments.ensure(place, version, progress=_say, cache=FOLDER / "cache"))
     except ProviderError as error:
         return f"every test that starts Synapse {version}: {error}"
+    return ""
+
+
+def _s3_provider() -> str:
+    try:
+        s3_provider()
+    except subprocess.SubprocessError as error:
+        return f"the tests that store media in S3, because Synapse's provider can't be installed: {error}"
     return ""
 
 

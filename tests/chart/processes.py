@@ -31,11 +31,9 @@ from provisioning.providers.local.processes import Command, spawn_argv
 from tenants.releases import newest
 from tests.bench.floor import free_ports
 from tests.chart.render import Rendered
+from tests.chart.s3 import TESTS, s3_provider
 from tests.services import REDIS
 
-ROOT = Path(__file__).resolve().parents[2]
-TESTS = ROOT / "var" / "test"
-LOCK = Path(__file__).with_name("s3-provider.txt")
 SECRETS = "/etc/synapse-secrets"
 ACCESS, SECRET = "media", "only-for-tests"
 
@@ -45,36 +43,6 @@ def environment(version: str) -> Path:
     folder = TESTS / "environments"
     made = environments.ensure(folder, version, progress=lambda _: None, cache=TESTS / "cache")
     return asyncio.run(made) / "bin" / "python"
-
-
-def s3_provider() -> Path:
-    """Return a folder with Synapse's S3 provider, installed first if need be."""
-    place = TESTS / f"s3-provider-{abs(hash_of(LOCK))}"
-    if not place.exists():
-        building = Path(tempfile.mkdtemp(prefix=".s3-", dir=TESTS))
-        words = [
-            "pip",
-            "install",
-            "--quiet",
-            "--target",
-            str(building),
-            "--no-deps",
-            "--require-hashes",
-            "-r",
-            str(LOCK),
-        ]
-        uv = [str(environments.uv_program()), "--no-config", *words]
-        subprocess.run(uv, check=True, env=environments.uv_environment(), timeout=300)
-        try:
-            building.rename(place)
-        except OSError:  # somebody else was first
-            shutil.rmtree(building)
-    return place
-
-
-def hash_of(path: Path) -> int:
-    """Return a number that stands for a file's content."""
-    return int.from_bytes(path.read_bytes()[-200:], "big") % 10**12
 
 
 def new_secret() -> dict[str, str]:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from tests.chart import values
-from tests.chart.processes import Fleet, environment, pods_of, s3_provider
+from tests.chart.processes import Fleet, environment, pods_of
 from tests.chart.render import render
+from tests.chart.s3 import s3_provider
 from tests.prepare import VERSIONS
 
 SERVERS = ("monolith", "workers", "managed")
