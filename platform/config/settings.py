@@ -75,6 +75,7 @@ INSTALLED_APPS = [
     "notifications",
     "security",
     "accounts",
+    "security.transport",
     "tenants",
     "provisioning",
     "config",
