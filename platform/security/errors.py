@@ -39,6 +39,14 @@ class KeyInUse(SecurityError):
     """The key still protects something, so it is not destroyed."""
 
 
+class KeysChanged(SecurityError):
+    """The keys were changed again and again while something was being done. Nothing was written; try again."""
+
+
+class KeysDamaged(WrongKey):
+    """Some wrapped keys can't be opened. The text names them; all others were done."""
+
+
 class LeaseLost(SecurityError):
     """Somebody else does this work now. What was done stays, nothing was done twice."""
 

@@ -145,6 +145,13 @@ class Erasure(models.Model):
         return f"erasure of {owner_name(self.owner)}"
 
 
+class Generation(models.Model):
+    """One row. Whoever ends a key gives it another value, so that no process goes on with keys it has open."""
+
+    id = models.PositiveSmallIntegerField(primary_key=True)
+    value = models.UUIDField()
+
+
 def owner_name(owner: uuid.UUID) -> str:
     """Return how an owner is called where no higher layer can be asked for a name."""
     return "the platform" if owner == PLATFORM else f"organisation {owner}"

@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from audit.services import SYSTEM, record
 from security.errors import SecurityError
-from security.keyring import deks, keks
+from security.keyring import deks, generation, keks
 from security.keyring.seams import latest, seams
 from security.models import PLATFORM, DataKey, Erasure, KeyEncryptionKey, Rewrap
 
@@ -73,6 +73,7 @@ def _destroy(actor: Any, row: Erasure) -> bool:
     for identity in DataKey.objects.filter(owner=row.owner, shared=True).values_list("pk", flat=True):
         deks.cache.forget(identity)
     DataKey.objects.filter(owner=row.owner).delete()
+    generation.replace()
     for kek in versions:
         if kek.state != KeyEncryptionKey.State.DESTROYED:
             keks.wipe(actor, kek)
