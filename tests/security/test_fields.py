@@ -167,6 +167,66 @@ def test_a_secret_is_never_serialised(mail: Mail) -> None:
         serializers.serialize("json", [mail])
 
 
+# Saves that would leave a value behind which nobody can open
+
+
+def test_a_row_gets_another_name_when_its_value_was_read(secret: ServerSecret) -> None:
+    row = ServerSecret.objects.get()
+    assert row.value
+    row.name = "another"
+    row.save()
+    assert ServerSecret.objects.get(name="another").value == "ed25519 a_1 seed"
+
+
+@pytest.mark.parametrize("saved", [None, ["name"], ["name", "value"]])
+def test_a_row_gets_no_other_name_behind_its_value(secret: ServerSecret, saved: list[str] | None) -> None:
+    row = ServerSecret.objects.get()
+    row.name = "another"
+    with pytest.raises(TypeError, match=r"bound to server and name.*Nothing was written"), transaction.atomic():
+        row.save(update_fields=saved)
+    assert ServerSecret.objects.get().value == "ed25519 a_1 seed"
+
+
+def test_a_name_that_is_not_saved_binds_nothing(secret: ServerSecret) -> None:
+    secret.name, secret.value = "another", "other"
+    with pytest.raises(TypeError, match="Nothing was written"), transaction.atomic():
+        secret.save(update_fields=["value"])
+    assert ServerSecret.objects.get().value == "ed25519 a_1 seed"
+    secret.save(update_fields=["name", "value"])
+    assert ServerSecret.objects.get(name="another").value == "other"
+
+
+def test_a_value_that_was_not_loaded_is_not_wiped(secret: ServerSecret, mail: Mail) -> None:
+    row = ServerSecret.objects.defer("value").get()
+    with pytest.raises(TypeError, match="would wipe it"), transaction.atomic():
+        row.save(update_fields=["value"])
+    row.save()
+    row.name = "another"
+    with pytest.raises(TypeError, match="Nothing was written"), transaction.atomic():
+        row.save()
+    assert ServerSecret.objects.get().value == "ed25519 a_1 seed"
+    light = Mail.objects.defer("text").get()
+    light.subject = "New"
+    light.save()
+    assert (Mail.objects.get().subject, Mail.objects.get().text) == ("New", LINK)
+
+
+def test_a_copy_of_a_row_has_a_value_of_its_own(mail: Mail) -> None:
+    row = Mail.objects.get()
+    row.pk, row._state.adding = uuid.uuid4(), True
+    with pytest.raises(TypeError, match="bound to its row's key"), transaction.atomic():
+        row.save()
+    row = Mail.objects.get()
+    assert row.text == LINK
+    row.pk, row._state.adding = uuid.uuid4(), True
+    row.save()
+    assert {each.text for each in Mail.objects.all()} == {LINK}
+    raw_copy = Mail(pk=mail.pk, recipient="x@example.org", text=Sealed(raw(mail, "text")))
+    Mail.objects.all().delete()
+    raw_copy.save(force_insert=True)
+    assert Mail.objects.get().text == LINK
+
+
 def test_old_values_open_and_are_sealed_anew(mail: Mail, secret: ServerSecret) -> None:
     write(mail, "text", seal_old(b"old mail", "notifications.mail.text"))
     write(secret, "value", seal_old(b"old key", "provisioning.serversecret.value"))
