@@ -1,4 +1,4 @@
-"""What the tests need beyond Python packages: Chromium, SoftHSM2, two Synapse environments. `make test` runs it first.
+"""What the tests need beyond Python packages: some programs and two Synapse environments. `make test` runs it first.
 
 Everything is made once; with all of it there the network is not needed. Where something can't be had the tests that
 need it are left out, loudly; with CI=true that is a failure.
@@ -23,6 +23,8 @@ FOLDER = ROOT / "var" / "test"
 VERSIONS = tuple(release.version for release in RELEASES[:2])
 PACKAGE = "chromium"
 HSM = "softhsm2"
+POSTGRES = "postgresql"
+REDIS = "redis-server"
 SOFTHSM = (
     "/usr/lib/softhsm/libsofthsm2.so",
     "/usr/lib64/pkcs11/libsofthsm2.so",
@@ -33,7 +35,7 @@ SOFTHSM = (
 def main(arguments: list[str]) -> int:
     """Prepare, and return the exit code."""
     faults = [] if "--no-browser" in arguments else [_browser()]
-    faults += [_hsm()] + [_environment(version) for version in VERSIONS]
+    faults += [_hsm(), _postgres_tls(), _redis_tls()] + [_environment(version) for version in VERSIONS]
     faults = [fault for fault in faults if fault]
     for fault in faults:
         _say(f"\n*** LEFT OUT: {fault}\n")
@@ -54,6 +56,18 @@ def hsm() -> str | None:
     return next((path for path in SOFTHSM if program and Path(path).exists()), None)
 
 
+def postgres_tls() -> Path | None:
+    """Return the folder of programs of a PostgreSQL with TLS, or None. The wheel's is built without."""
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return folders[-1].parent if folders else None
+
+
+def redis_tls() -> Path | None:
+    """Return the path of a Redis with TLS, or None. The wheel's is built without."""
+    path = shutil.which("redis-server", path="/usr/bin:/usr/local/bin")
+    return Path(path) if path else None
+
+
 def _browser() -> str:
     return "" if browser() else _install(PACKAGE, "the tests in the browser, because there is no Chromium.", browser)
 
@@ -62,7 +76,17 @@ def _hsm() -> str:
     return "" if hsm() else _install(HSM, "the tests of the HSM, because there is no SoftHSM2.", hsm)
 
 
-def _install(package: str, fault: str, there: Callable[[], str | None]) -> str:
+def _postgres_tls() -> str:
+    fault = "the tests of verified database connections, because there is no PostgreSQL with TLS."
+    return "" if postgres_tls() else _install(POSTGRES, fault, postgres_tls)
+
+
+def _redis_tls() -> str:
+    fault = "the tests of verified Redis connections, because there is no Redis with TLS."
+    return "" if redis_tls() else _install(REDIS, fault, redis_tls)
+
+
+def _install(package: str, fault: str, there: Callable[[], object]) -> str:
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         return f"{fault} Install your system's package {package}."
     _say(f"Installing {package} from the system's packages (once)")

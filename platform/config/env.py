@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 import environ
 from django.core.exceptions import ImproperlyConfigured
 
+from config import connections
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -54,6 +56,12 @@ def _url(*schemes: str) -> Callable[[Any], str]:
         return "" if good else f"must be an address such as {example} (allowed: {', '.join(schemes)})"
 
     return check
+
+
+def _file(value: Any) -> str:
+    if "-----BEGIN" in value:
+        return "must be the path of a PEM file, and it is such a file's content"
+    return "" if value.startswith("/") else f"must be the path of a file, from the root on; it is {value!r}"
 
 
 def _address(value: Any) -> str:
@@ -143,14 +151,6 @@ SETTINGS: tuple[Setting, ...] = (
         "How many data keys are rewrapped each second at most, for all organisations together.",
         check=_between(1, 1_000_000),
     ),
-    Setting("HEARTH_LOG_FORMAT", "str", "text", "`text` or `json`.", check=_one_of("text", "json")),
-    Setting(
-        "HEARTH_ENVIRONMENTS",
-        "str",
-        "",
-        "Where Synapse's environments are made. Default: `environments` in the state folder.",
-    ),
-    Setting(
     Setting(
         "HEARTH_INTERNAL_HOST",
         "str",
@@ -193,6 +193,14 @@ SETTINGS: tuple[Setting, ...] = (
         "How long Hearth's own authority lives; the next one is made when a third is left.",
         check=_between(90, 3650),
     ),
+    Setting("HEARTH_LOG_FORMAT", "str", "text", "`text` or `json`.", check=_one_of("text", "json")),
+    Setting(
+        "HEARTH_ENVIRONMENTS",
+        "str",
+        "",
+        "Where Synapse's environments are made. Default: `environments` in the state folder.",
+    ),
+    Setting(
         "DATABASE_URL",
         "str",
         "",
@@ -201,13 +209,45 @@ SETTINGS: tuple[Setting, ...] = (
         check=_url("postgres", "postgresql"),
     ),
     Setting(
+        "HEARTH_DATABASE_CA",
+        "str",
+        "",
+        "Who may vouch for PostgreSQL: a PEM file. Needed when it is on another host, which is always verified; on "
+        "this one it turns TLS on.",
+        check=_file,
+    ),
+    Setting(
+        "HEARTH_DATABASE_CERTIFICATE",
+        "str",
+        "",
+        "A client certificate to show to PostgreSQL: a PEM file, with HEARTH_DATABASE_KEY.",
+        check=_file,
+    ),
+    Setting("HEARTH_DATABASE_KEY", "str", "", "The PEM file of its key, not readable by others.", check=_file),
+    Setting(
         "REDIS_URL",
         "str",
         "",
-        "Redis to use in place of the embedded one: `redis://host:6379/0`, or `unix:///path?db=0`.",
+        "Redis to use in place of the embedded one: `rediss://user:password@host:6379/0` on another host, here also "
+        "`redis://localhost:6379/0` or `unix:///path?db=0`.",
         secret=True,
         check=_url("redis", "rediss", "unix"),
     ),
+    Setting(
+        "HEARTH_REDIS_CA",
+        "str",
+        "",
+        "Who may vouch for Redis: a PEM file. Needed with `rediss://`.",
+        check=_file,
+    ),
+    Setting(
+        "HEARTH_REDIS_CERTIFICATE",
+        "str",
+        "",
+        "A client certificate to show to Redis: a PEM file, with HEARTH_REDIS_KEY.",
+        check=_file,
+    ),
+    Setting("HEARTH_REDIS_KEY", "str", "", "The PEM file of its key, not readable by others.", check=_file),
 )
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 
@@ -218,7 +258,9 @@ def read(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
     refuse_unknown(values)
     env = environ.FileAwareEnv()
     env.ENVIRON = dict(values)
-    return {setting.name: _cast(env, setting) for setting in SETTINGS}
+    settings = {setting.name: _cast(env, setting) for setting in SETTINGS}
+    connections.check(settings)
+    return settings
 
 
 def with_files(environment: Mapping[str, str]) -> dict[str, str]:

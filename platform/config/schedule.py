@@ -40,8 +40,7 @@ def broker_url(redis_url: str) -> str:
     if parts.scheme != "unix":
         return redis_url
     number = parse_qs(parts.query).get("db", ["0"])[0]
-    password = f":{parts.password}@" if parts.password else ""
-    return f"redis+socket://{password}{parts.path}?virtual_host={number}"
+    return f"redis+socket://{parts.netloc}{parts.path}?virtual_host={number}"
 
 
 TRANSPORT_OPTIONS: dict[str, Any] = {

@@ -17,6 +17,10 @@ PASSED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "HT
 # Where the PKCS#11 libraries of the usual HSMs look for their own configuration.
 HSM = ("SOFTHSM2_CONF", "ChrystokiConfigurationPath", "CS_PKCS11_R3_CFG", "NFAST_HOME", "YUBIHSM_PKCS11_CONF")
 
+CONNECTIONS = {"DATABASE_URL", "REDIS_URL"} | {
+    f"HEARTH_{service}_{file}" for service in ("DATABASE", "REDIS") for file in ("CA", "CERTIFICATE", "KEY")
+}
+
 
 def base_environment() -> dict[str, str]:
     """Return what every child gets: the way to our code and the machine's own settings, and no secret."""
@@ -64,7 +68,7 @@ def agent(state: Path, environments: Path) -> Command:
 def web(settings: Mapping[str, Any], env: Mapping[str, str], state: Path) -> Command:
     """One uvicorn process; its threads carry the requests."""
     words: tuple[str, ...] = ("-m", "uvicorn", "config.asgi:application", "--host", settings["HEARTH_HOST"])
-    words += ("--port", str(settings["HEARTH_PORT"]), "--lifespan", "off", "--no-access-log", "--log-level", "warning")
+    words += ("--port", str(settings["HEARTH_PORT"]), "--lifespan", "on", "--no-access-log", "--log-level", "warning")
     words += ("--no-server-header", "--no-proxy-headers", "--timeout-graceful-shutdown", "3")
     return _python("web", words, env, state, stop_timeout=5)
 
@@ -78,7 +82,7 @@ def worker(env: Mapping[str, str], state: Path) -> Command:
 
 def beat(env: Mapping[str, str], state: Path) -> Command:
     """The clock: sends the few timed messages and writes the heartbeat. It needs no Django, so it loads none."""
-    kept = {name: env[name] for name in ("DATABASE_URL", "REDIS_URL")}
+    kept = {name: env[name] for name in env if name.removesuffix("_FILE") in CONNECTIONS}
     return _python("beat", ("-m", "config.beat"), base_environment() | kept, state, stop_timeout=3)
 
 
