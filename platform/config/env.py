@@ -21,6 +21,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from config import connections
 
+from security.transport.places import internal_fault
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -177,8 +178,8 @@ SETTINGS: tuple[Setting, ...] = (
         "",
         "The internal listener's certificate chain, a file (cert-manager). Empty: Hearth's own authority signs.",
     ),
-    Setting("HEARTH_INTERNAL_KEY", "str", "", "The private key of HEARTH_INTERNAL_CERTIFICATE, a mounted file."),
-    Setting("HEARTH_INTERNAL_TRUST", "str", "", "The authorities that HEARTH_INTERNAL_CERTIFICATE goes with, a file."),
+    Setting("HEARTH_INTERNAL_KEY", "str", "", "The PEM file of its private key.", check=_file),
+    Setting("HEARTH_INTERNAL_TRUST", "str", "", "The PEM file of the authorities it goes with.", check=_file),
     Setting(
         "HEARTH_INTERNAL_CERTIFICATE_SECONDS",
         "int",
@@ -289,6 +290,8 @@ def refuse_unknown(values: Mapping[str, str]) -> None:
         if name.startswith("HEARTH_") and name not in BY_NAME:
             # Without the common beginning, which would make every name look near.
             known = {each.removeprefix("HEARTH_"): each for each in BY_NAME}
+    if fault := internal_fault(settings):
+        raise ImproperlyConfigured(f"{fault} Nothing was started.")
             near = [known[word] for word in difflib.get_close_matches(name.removeprefix("HEARTH_"), known, n=1)]
             hint = f" Did you mean {near[0]}?" if near else " docs/settings.md lists the settings."
             raise ImproperlyConfigured(f"{name} is not a setting of Hearth.{hint}")

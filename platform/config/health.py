@@ -19,6 +19,7 @@ from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
+from config import internal
 from config.connections.explain import explain
 from config.schedule import HEARTBEAT, HEARTBEAT_FRESH
 from provisioning.models import Heartbeat
@@ -109,4 +110,10 @@ def _beat() -> str:
     return "ok"
 
 
-CHECKS: dict[str, Check] = {"database": _database, "broker": _broker, "migrations": _migrations, "beat": _beat}
+CHECKS: dict[str, Check] = {
+    "database": _database,
+    "broker": _broker,
+    "migrations": _migrations,
+    "beat": _beat,
+    "internal listener": internal.state,
+}

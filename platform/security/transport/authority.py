@@ -27,9 +27,11 @@ from audit.services import SYSTEM, record
 from security.transport.errors import RequestError
 from security.transport.identities import Identity
 from security.transport.models import Authority
+from security.transport.requests import private_pem
 
 SKEW = timedelta(hours=1)
-"""How far the clocks of two machines may be apart: a certificate is valid this long before it was made."""
+"""How far the clocks of two machines may be apart: a certificate is valid this long before it was made, but at most a
+tenth of its life, which is counted from then on."""
 OVERLAP = timedelta(days=14)
 """How long a new authority is only trusted: the longest life of a certificate, so that every one that is still valid
 by then came with the new authority in its trust."""
@@ -128,7 +130,7 @@ def _make(now: datetime, signs_from: datetime) -> Authority:
         .add_extension(_usage(key_cert_sign=True, crl_sign=True), critical=True)
         .sign(key, hashes.SHA256())
     )
-    made.certificate, made.key = _pem(certificate), _private_pem(key)
+    made.certificate, made.key = _pem(certificate), private_pem(key)
     made.save(force_insert=True)
     return made
 
@@ -140,12 +142,13 @@ def _leaf(
     """Return the signed certificate; the first name is the identity's URI."""
     parent = x509.load_pem_x509_certificate(signer.certificate.encode())
     private = cast("ec.EllipticCurvePrivateKey", serialization.load_pem_private_key(signer.key.encode(), None))
-    until = min(now + timedelta(seconds=settings.HEARTH["HEARTH_INTERNAL_CERTIFICATE_SECONDS"]), signer.not_after)
+    life = timedelta(seconds=settings.HEARTH["HEARTH_INTERNAL_CERTIFICATE_SECONDS"])
+    since, until = now - min(SKEW, life / 10), min(now + life, signer.not_after)
     subject = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Hearth")])
     listens = Identity.parse(names[0].value).kind == "hearth"
     usage = ExtendedKeyUsageOID.SERVER_AUTH if listens else ExtendedKeyUsageOID.CLIENT_AUTH
     return (
-        _builder(subject, parent.subject, key, now - SKEW, until)
+        _builder(subject, parent.subject, key, since, until)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(digital_signature=True), critical=True)
         .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
@@ -210,8 +213,3 @@ def _requested_key(csr_pem: bytes) -> ec.EllipticCurvePublicKey:
 
 def _pem(certificate: x509.Certificate) -> str:
     return certificate.public_bytes(serialization.Encoding.PEM).decode()
-
-
-def _private_pem(key: ec.EllipticCurvePrivateKey) -> str:
-    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return key.private_bytes(*form).decode()

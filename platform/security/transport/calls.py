@@ -17,11 +17,9 @@ from typing import Any, cast
 from django.core.exceptions import RequestDataTooBig
 from django.http import HttpRequest, HttpResponse, JsonResponse
 
-from security.transport.identities import KINDS, Identity
+from security.transport.identities import CALLER, KINDS, Identity
 
 logger = logging.getLogger(__name__)
-CALLER = "hearth.caller"
-"""The key of the ASGI scope. No header can set it."""
 TITLES = {
     400: "The request can't be read.",
     403: "This identity may not do that.",

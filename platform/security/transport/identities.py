@@ -17,6 +17,8 @@ from security.transport.errors import IdentityError
 
 TRUST_DOMAIN = "hearth.internal"
 KINDS = ("agent", "operator", "metrics", "hearth")
+CALLER = "hearth.caller"
+"""The key under which the listener, and nobody else, puts the caller's identity into an ASGI scope."""
 URI = re.compile(rf"spiffe://{re.escape(TRUST_DOMAIN)}/([a-z]+)/([a-z0-9-]+)")
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
