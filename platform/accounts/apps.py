@@ -6,8 +6,7 @@ class AccountsConfig(AppConfig):
 
     def ready(self) -> None:
         from accounts import receivers  # noqa: F401, PLC0415 (needs the models)
-        from accounts.reseal import RESEALER  # noqa: PLC0415 (as above)
+        from accounts.reseal import RESEALER, SESSIONS  # noqa: PLC0415 (as above)
         from security.reseal import resealers  # noqa: PLC0415 (as above)
 
-        if RESEALER not in resealers:
-            resealers.append(RESEALER)
+        resealers.extend(each for each in (RESEALER, SESSIONS) if each not in resealers)

@@ -6,6 +6,7 @@ import base64
 import logging
 import re
 import uuid
+from datetime import timedelta
 
 import pytest
 from allauth.mfa.adapter import get_adapter
@@ -14,8 +15,11 @@ from django.apps import apps
 from django.core import serializers
 from django.db import connection, models, transaction
 from django.test.utils import CaptureQueriesContext, isolate_apps
+from django.utils import timezone
 
 from accounts.models import User
+from accounts.sessions import SessionStore
+from audit.models import AuditEvent
 from audit.services import SYSTEM
 from notifications.models import Mail
 from provisioning import secrets
@@ -24,7 +28,8 @@ from security import reseal
 from security.errors import UnsealError
 from security.fields import Sealed, SealedTextField
 from security.keyring import keks, report, roots
-from security.models import DataKey, RootKey
+from security.models import PLATFORM, DataKey, RootKey
+from security.sealing import seal
 from tenants.models import Organisation, Server
 from tests.security.old import seal_old
 
@@ -311,6 +316,37 @@ def test_a_second_factor_that_cannot_be_opened_stops_nobody(alice: User) -> None
     assert f"second factor {damaged.pk} was left" in faults[0]
     damaged.refresh_from_db()
     assert damaged.data == {"secret": lost}
+
+
+def test_marked_keys_go_when_nothing_uses_them(secret: ServerSecret, mail: Mail, alice: User) -> None:
+    session = SessionStore()
+    session["a"] = "b"
+    session.save()
+    seal(b"x", "somewhere.else")
+    for owner in (secret.server.organisation_id, PLATFORM):
+        keks.rotate(SYSTEM, owner, compromised=True)
+    marked = set(DataKey.objects.filter(reencrypt__isnull=False).values_list("purpose", flat=True))
+    assert len(marked) == 5
+    DataKey.objects.update(reencrypt=timezone.now() - timedelta(days=2))
+    assert reseal.remove_unused() == 0, "everything still uses them"
+    assert reseal.waiting() == 4
+    assert reseal.reseal() == (4, [])
+    assert reseal.remove_unused() == 4
+    left = DataKey.objects.filter(reencrypt__isnull=False)
+    assert [row.purpose for row in left] == ["purpose:somewhere.else"], "nobody looks after its values"
+    assert (ServerSecret.objects.get().value, Mail.objects.get().text) == ("ed25519 a_1 seed", LINK)
+    assert SessionStore(session.session_key)["a"] == "b"
+    assert AuditEvent.objects.filter(verb="data_key.remove").count() == 4
+
+
+def test_a_key_marked_lately_stays_for_whoever_still_writes(mail: Mail) -> None:
+    Mail.objects.all().delete()
+    keks.rotate(SYSTEM, PLATFORM, compromised=True)
+    assert reseal.remove_unused() == 0
+    DataKey.objects.update(reencrypt=timezone.now() - timedelta(days=2))
+    (old,) = DataKey.objects.filter(reencrypt__isnull=False)
+    assert reseal._remove(old) == 1
+    assert reseal._remove(old) == 0
 
 
 def test_no_secret_looking_column_is_in_plain() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from notifications.models import Mail
 from security import metrics, tasks
 from security.errors import SecurityError
 from security.fields import Sealed
-from security.keyring import deks, erasure, keks, report, roots
+from security.keyring import deks, erasure, keks, report, roots, running
 from security.keyring.deks import Context
 from security.keyring.seams import seams
 from security.models import PLATFORM, DataKey, Erasure, KeyEncryptionKey, Rewrap, RootKey
@@ -72,7 +74,7 @@ def test_show_says_what_there_is_and_what_to_back_up(own_file: Path) -> None:
 def test_report_as_json(own_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_late()
     deks.new_data_key(CONTEXT)
-    monkeypatch.setattr(seams, "owner_name", [lambda owner: "Acme" if owner == OWNER else None])
+    monkeypatch.setattr(seams, "owner_names", [lambda _: {OWNER: "Acme"}])
     RootKey.objects.update(created=timezone.now() - timedelta(days=12))
     found = json.loads(keys("report", "--json"))
     lines = {line["key"]: line for line in found["keys"]}
@@ -81,6 +83,14 @@ def test_report_as_json(own_file: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert lines["version 1 of the platform"]["overdue"] is False
     assert [line["age_days"] for name, line in lines.items() if name.startswith("root")] == [12]
     assert (found["overdue"], found["rotation_days"], found["sources"][0]["kind"]) == (1, 90, "file")
+
+
+def test_the_report_as_an_option_too(own_file: Path) -> None:
+    keks.ensure_kek(OWNER)
+    for words in (("--report", "--json"), ("--json", "report"), ("report", "--json")):
+        assert json.loads(keys(*words))["overdue"] == 0
+    assert keys("--report") == keys("report")
+    assert "Back up:" in keys()
 
 
 def test_report_for_people(own_file: Path) -> None:
@@ -132,6 +142,50 @@ def test_move_to_hsm(own_file: Path, hsm: Hsm, settings: Settings, monkeypatch: 
     assert deks.open_data_key(identity, CONTEXT).value == key.value
     hsm.take_away()
     assert "does not answer" in keys("report")
+
+
+@pytest.fixture
+def serve(settings: Settings) -> Iterator[Callable[..., int]]:
+    """Return a function that starts a process which looks like Hearth's web server, with the settings given."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(**given: str) -> int:
+        own = {"DATABASE_URL": str(settings.HEARTH["DATABASE_URL"]), "PATH": os.environ["PATH"]} | given
+        started.append(subprocess.Popen(["sleep", "600"], env=own))
+        return started[-1].pid
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_it_moves_to_no_hsm_that_the_running_processes_do_not_know(
+    own_file: Path, hsm: Hsm, settings: Settings, serve: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "SERVING", (b"sleep", b"celery"))
+    keks.ensure_kek(OWNER)
+    settings.HEARTH = {**settings.HEARTH, **hsm.settings()}
+    right = {name: str(value) for name, value in hsm.settings().items()}
+    serve(DATABASE_URL="postgres:///another")
+    serve(**right)
+    assert running.lacking(settings.HEARTH) == []
+    without, other = serve(), serve(**right, HEARTH_HSM_SLOT="7")
+    with pytest.raises(CommandError, match="Nothing was changed") as refusal:
+        keys("move-to-hsm")
+    assert all(f"the web server (process {pid})" in str(refusal.value) for pid in (without, other))
+    assert RootKey.objects.get().kind == "file"
+
+
+def test_processes_that_cannot_be_looked_at_are_not_ours(settings: Settings, tmp_path: Path) -> None:
+    for name, content in (("self", b""), ("17", None), ("18", b"celery\0worker"), ("19", b"bash")):
+        (tmp_path / name).mkdir()
+        if content is not None:
+            (tmp_path / name / "cmdline").write_bytes(content)
+    assert running.lacking(settings.HEARTH, tmp_path) == []
+    (tmp_path / "18" / "environ").write_bytes(f"HEARTH_STATE={settings.HEARTH['HEARTH_STATE']}\0".encode())
+    given = {**settings.HEARTH, "HEARTH_HSM_MODULE": "/usr/lib/hsm.so"}
+    assert running.lacking(given, tmp_path) == ["the worker (process 18)"]
 
 
 def test_destroy(own_file: Path) -> None:

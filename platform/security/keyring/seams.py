@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -26,8 +26,8 @@ class Seams:
     """Owner and data keys of a compromise: what they encrypt needs other keys. Called inside the transaction."""
     overdue: list[Callable[[Sequence[str]], None]] = field(default_factory=list)
     """One sentence for each key past its rotation: raise an alert."""
-    owner_name: list[Callable[[uuid.UUID], str | None]] = field(default_factory=list)
-    """Owner → the name that people know, or None."""
+    owner_names: list[Callable[[Collection[uuid.UUID]], Mapping[uuid.UUID, str]]] = field(default_factory=list)
+    """Owners → the names that people know; whoever is not known is left out."""
 
 
 seams = Seams()

@@ -16,7 +16,7 @@ from django.core.serializers.json import DjangoJSONEncoder
 from audit.services import SYSTEM
 from security import reseal
 from security.errors import SecurityError
-from security.keyring import bundle, keks, report, rewrap, roots
+from security.keyring import bundle, keks, report, rewrap, roots, running
 from security.models import PLATFORM, KeyEncryptionKey, Rewrap, RootKey
 
 
@@ -25,10 +25,13 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: CommandParser) -> None:
-        verbs = parser.add_subparsers(dest="verb", required=True, parser_class=argparse.ArgumentParser)
+        parser.add_argument("--report", action="store_true", help="the same as the verb `report`")
+        parser.add_argument("--json", action="store_true", help="the report as JSON")
+        verbs = parser.add_subparsers(dest="verb", parser_class=argparse.ArgumentParser)
         verbs.add_parser("show", help="every key, and what to back up")
         page = verbs.add_parser("report", help="every key's age, next rotation, and what is overdue")
-        page.add_argument("--json", action="store_true")
+        # Its absence here must not take back what was said before the verb.
+        page.add_argument("--json", action="store_true", default=argparse.SUPPRESS)
         turn = verbs.add_parser("rotate", help="a new version for one owner, or for everybody")
         turn.add_argument("--owner", help="an organisation's id, or `platform`; without it: everybody")
         turn.add_argument("--compromised", action="store_true", help="the key may be known to others")
@@ -47,7 +50,8 @@ class Command(BaseCommand):
         read.add_argument("file", type=Path)
 
     def handle(self, *args: Any, **options: Any) -> None:  # noqa: ARG002 (Django's signature)
-        do = getattr(self, "_" + options["verb"].replace("-", "_"))
+        verb = options["verb"] or ("report" if options["report"] else "show")
+        do = getattr(self, "_" + verb.replace("-", "_"))
         try:
             do(options)
         except SecurityError as error:
@@ -107,6 +111,14 @@ class Command(BaseCommand):
         self._new_root(None)
 
     def _move_to_hsm(self, options: dict[str, Any]) -> None:  # noqa: ARG002 (all verbs are called alike)
+        # The command's own sources first: where they lack the HSM too, that is the sentence to read.
+        roots.source("hsm").roots()
+        if lacking := running.lacking(settings.HEARTH):
+            raise CommandError(
+                f"These processes of Hearth know nothing of this HSM: {', '.join(lacking)}. After the move they could "
+                "open no key. Nothing was changed. Set HEARTH_HSM_MODULE, HEARTH_HSM_TOKEN and HEARTH_HSM_PIN_FILE "
+                "where Hearth is started, restart it, and run this again."
+            )
         self._new_root("hsm")
 
     def _new_root(self, kind: str | None) -> None:
