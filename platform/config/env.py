@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,10 @@ import environ
 from django.core.exceptions import ImproperlyConfigured
 
 from config import connections
-
 from security.transport.places import internal_fault
+
 ROOT = Path(__file__).resolve().parents[2]
+FOLDER = re.compile(r"([a-z0-9][a-z0-9-]{0,39}):(/[^:]+)")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,16 @@ def _url(*schemes: str) -> Callable[[Any], str]:
     return check
 
 
+def _folders(value: Any) -> str:
+    found = [FOLDER.fullmatch(entry) for entry in value]
+    if not all(found):
+        return "must be `name:/path` entries with commas between, such as `region-one:/srv/keys,region-two:/mnt/keys`"
+    for what, group in (("name", 1), ("folder", 2)):
+        if len({each[group] for each in found if each}) < len(found):
+            return f"names one {what} twice"
+    return ""
+
+
 def _file(value: Any) -> str:
     if "-----BEGIN" in value:
         return "must be the path of a PEM file, and it is such a file's content"
@@ -91,7 +103,8 @@ SETTINGS: tuple[Setting, ...] = (
         "HEARTH_PUBLIC_URL",
         "str",
         "",
-        "The address people type, when a proxy stands in front. Default: `http://localhost:<port>`.",
+        "The address people type, when a proxy stands in front. Default: `http://localhost:<port>`. With `https://` "
+        "everything else is sent there, so the proxy must set X-Forwarded-Proto.",
         check=_url("https", "http"),
     ),
     Setting("HEARTH_ALLOWED_HOSTS", "list", [], "Further host names that the web server answers to."),
@@ -153,6 +166,21 @@ SETTINGS: tuple[Setting, ...] = (
         check=_between(1, 1_000_000),
     ),
     Setting(
+        "HEARTH_KEY_BUNDLES",
+        "list",
+        [],
+        "Where key bundles are written, `name:/path` each; best on disks of their own. A backup counts only when all "
+        "of them hold its keys. Default: two folders below `key-bundles` in the state folder.",
+        check=_folders,
+    ),
+    Setting(
+        "HEARTH_KEY_BUNDLE_DAYS",
+        "int",
+        14,
+        "How long key bundles are kept. So much later than its keys are destroyed an erasure is complete.",
+        check=_between(2, 365),
+    ),
+    Setting(
         "HEARTH_INTERNAL_HOST",
         "str",
         "127.0.0.1",
@@ -176,7 +204,8 @@ SETTINGS: tuple[Setting, ...] = (
         "HEARTH_INTERNAL_CERTIFICATE",
         "str",
         "",
-        "The internal listener's certificate chain, a file (cert-manager). Empty: Hearth's own authority signs.",
+        "The internal listener's certificate chain, a PEM file (cert-manager). Empty: Hearth's own authority signs.",
+        check=_file,
     ),
     Setting("HEARTH_INTERNAL_KEY", "str", "", "The PEM file of its private key.", check=_file),
     Setting("HEARTH_INTERNAL_TRUST", "str", "", "The PEM file of the authorities it goes with.", check=_file),
@@ -261,6 +290,8 @@ def read(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
     env.ENVIRON = dict(values)
     settings = {setting.name: _cast(env, setting) for setting in SETTINGS}
     connections.check(settings)
+    if fault := internal_fault(settings):
+        raise ImproperlyConfigured(f"{fault} Nothing was started.")
     return settings
 
 
@@ -290,8 +321,6 @@ def refuse_unknown(values: Mapping[str, str]) -> None:
         if name.startswith("HEARTH_") and name not in BY_NAME:
             # Without the common beginning, which would make every name look near.
             known = {each.removeprefix("HEARTH_"): each for each in BY_NAME}
-    if fault := internal_fault(settings):
-        raise ImproperlyConfigured(f"{fault} Nothing was started.")
             near = [known[word] for word in difflib.get_close_matches(name.removeprefix("HEARTH_"), known, n=1)]
             hint = f" Did you mean {near[0]}?" if near else " docs/settings.md lists the settings."
             raise ImproperlyConfigured(f"{name} is not a setting of Hearth.{hint}")
