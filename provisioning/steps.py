@@ -10,7 +10,7 @@ from typing import Any
 
 from django.db.models import F
 
-from provisioning import checks, secrets
+from provisioning import checks, identities, secrets
 from provisioning.fleet import provider_for
 from provisioning.leases import Lease
 from provisioning.matrix import ADMIN, SERVICE, Homeserver
@@ -100,6 +100,10 @@ def storage(context: Context) -> None:
 
 def configuration(context: Context) -> None:
     context.provider.configure(context.spec, fence=context.fence, progress=context.log)
+
+
+def identity(context: Context) -> None:
+    identities.certify(context.server.pk, context.provider, fence=context.fence)
 
 
 def start(context: Context) -> None:
@@ -200,6 +204,8 @@ STEPS: dict[str, tuple[Step, ...]] = {
         ENVIRONMENT,
         STORAGE,
         CONFIGURATION,
+        # Here it costs no time: Synapse, which storage began to import, is not ready to go on yet.
+        Step("identity", "Give its agent an identity", identity),
         START,
         Step("accounts", "Make the admin account", accounts),
         CHECKS,

@@ -27,6 +27,9 @@ class ScriptedProvider:
     faults: dict[str, list[Fault]] = field(default_factory=dict)
     specs: dict[str, ServerSpec] = field(default_factory=dict)
     fences: dict[str, int] = field(default_factory=dict)
+    request: bytes = b""
+    """What the agent asks to have signed. Empty, as here, where agents get their certificates elsewhere."""
+    installed: dict[str, dict[str, str]] = field(default_factory=dict)
     observations: dict[str, Observation] = field(default_factory=dict)
     on_start: Callable[[ServerSpec], None] = lambda _: None
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -53,6 +56,14 @@ class ScriptedProvider:
     def remove(self, server_id: str, *, fence: int, progress: Progress) -> None:
         self._call("remove", server_id, fence, progress)
         self.specs.pop(server_id, None)
+
+    def certificate_request(self, server_id: str, *, fence: int) -> bytes:
+        self._call("certificate_request", server_id, fence)
+        return self.request
+
+    def install_certificate(self, server_id: str, *, chain: str, trust: str, address: str, fence: int) -> None:
+        self._call("install_certificate", server_id, fence)
+        self.installed[server_id] = {"chain": chain, "trust": trust, "address": address}
 
     def observe(self) -> Mapping[str, Observation]:
         self._call("observe")

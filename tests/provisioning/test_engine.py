@@ -35,13 +35,13 @@ def change(server: Server, **columns: object) -> Server:
 def test_it_works(server: Server, provider: ScriptedProvider) -> None:
     operation = carry_out(server)
     assert operation.state == Operation.State.SUCCEEDED, operation.error
-    assert provider.calls == ["prepare", "ensure_storage", "configure", "start"]
+    assert provider.calls == ["prepare", "ensure_storage", "configure", "certificate_request", "start"]
     status = ServerStatus.objects.get(server=server)
     assert (status.phase, status.reason, status.observed_generation) == ("ready", "", 1)
     assert status.homeserver_url == provider.url
     assert status.signing_key_id.startswith("ed25519:a_")
     assert Stub.users["hearth-service"]["user_type"] == "support"
-    assert [step.state for step in operation.steps.all()] == ["done"] * 6
+    assert [step.state for step in operation.steps.all()] == ["done"] * 7
 
 
 def test_the_password_is_the_one_that_was_set(server: Server, provider: ScriptedProvider) -> None:
@@ -115,7 +115,7 @@ def test_retry_goes_on_with_the_step_that_failed(server: Server, provider: Scrip
     engine.run(operation.pk)
     operation.refresh_from_db()
     assert operation.state == Operation.State.SUCCEEDED
-    assert provider.calls == ["prepare", "ensure_storage", "configure", "configure", "start"]
+    assert provider.calls == ["prepare", "ensure_storage", "configure", "configure", "certificate_request", "start"]
 
 
 def test_a_step_cut_off_is_done_again_with_the_same_keys(server: Server, provider: ScriptedProvider) -> None:

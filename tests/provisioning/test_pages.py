@@ -214,7 +214,7 @@ def test_the_log_of_an_operation(server: Server, provider: ScriptedProvider, bob
     operation = make(server)
     page = client_for(bob).get(url("server_log", server, operation.pk)).content.decode()
     assert "start is done." in page
-    assert len(re.findall('data-state="done"', page)) == 6
+    assert len(re.findall('data-state="done"', page)) == 7
 
 
 def test_a_page_costs_the_same_whatever_it_lists(

@@ -38,7 +38,11 @@ def agent(monkeypatch: pytest.MonkeyPatch, db: None) -> Iterator[LocalProvider]:
     state = Path(tempfile.mkdtemp(prefix="hearth-real-", dir="/tmp"))
     state.chmod(0o711)
     words = ["--state", str(state), "--environments", str(ROOT / "var" / "test" / "environments")]
-    process = subprocess.Popen([sys.executable, "-m", "provisioning.providers.local.agent", *words], cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "provisioning.providers.local.agent", *words],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}"},
+    )
     provider = LocalProvider(agent_socket(state))
 
     def answers() -> bool:
