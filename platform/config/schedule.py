@@ -22,6 +22,7 @@ EVERY: dict[str, float] = {
     "accounts.tasks.forget_old": 600.0,
     "security.tasks.rewrap_due": 30.0,
     "security.tasks.rotate_due": 600.0,
+    "security.tasks.keep_bundles": 300.0,
     "security.transport.tasks.renew_authority": 600.0,
 }
 

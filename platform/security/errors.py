@@ -51,5 +51,9 @@ class LeaseLost(SecurityError):
     """Somebody else does this work now. What was done stays, nothing was done twice."""
 
 
+class NotPublished(SecurityError):
+    """Not every place holds the key bundle. What was to be named by a manifest must not be named yet."""
+
+
 class BundleError(SecurityError, ValueError):
     """A key bundle is damaged, belongs to another place, or can't be restored here."""

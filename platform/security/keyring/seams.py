@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from security.keyring.places import Place
 from security.models import DataKey, KeyEncryptionKey, RootKey
 
 
@@ -28,6 +29,10 @@ class Seams:
     """One sentence for each key past its rotation: raise an alert."""
     owner_names: list[Callable[[Collection[uuid.UUID]], Mapping[uuid.UUID, str]]] = field(default_factory=list)
     """Owners → the names that people know; whoever is not known is left out."""
+    owner_of_server: list[Callable[[uuid.UUID], uuid.UUID | None]] = field(default_factory=list)
+    """Server → the organisation it belongs to, or None for one that is gone, deleted or unknown."""
+    places: list[Callable[[], Sequence[Place]]] = field(default_factory=list)
+    """→ where key bundles are written: a manifest may name a data key only when each of them holds it."""
 
 
 seams = Seams()

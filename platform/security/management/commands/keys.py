@@ -16,7 +16,8 @@ from django.core.serializers.json import DjangoJSONEncoder
 from audit.services import SYSTEM
 from security import reseal
 from security.errors import SecurityError
-from security.keyring import bundle, keks, report, rewrap, roots, running
+from security.keyring import bundle, keks, publish, recovery, report, rewrap, roots, running, upkeep
+from security.keyring.places import FolderPlace
 from security.models import PLATFORM, KeyEncryptionKey, Rewrap, RootKey
 
 
@@ -45,9 +46,13 @@ class Command(BaseCommand):
         write = verbs.add_parser("bundle", help="write the encrypted key bundle of a place to a new file")
         write.add_argument("place", help="the place's name, such as a region")
         write.add_argument("file", type=Path)
-        read = verbs.add_parser("restore-bundle", help="restore a key bundle into an empty database")
+        write.add_argument("--owner", action="append", help="only these owners' keys; may be given several times")
+        read = verbs.add_parser("restore-bundle", help="restore one key bundle into an empty database")
         read.add_argument("place")
         read.add_argument("file", type=Path)
+        every = verbs.add_parser("restore-bundles", help="restore all there is at the places into an empty database")
+        every.add_argument("places", nargs="*", help="`name:/path`; without any: those of HEARTH_KEY_BUNDLES")
+        verbs.add_parser("publish", help="write the whole keyring to every place now")
 
     def handle(self, *args: Any, **options: Any) -> None:  # noqa: ARG002 (Django's signature)
         verb = options["verb"] or ("report" if options["report"] else "show")
@@ -137,18 +142,35 @@ class Command(BaseCommand):
         self._backup()
 
     def _bundle(self, options: dict[str, Any]) -> None:
-        data = bundle.build(options["place"])
+        owners = [_owner(owner) for owner in options["owner"]] if options["owner"] else None
+        data = bundle.build(options["place"], owners)
         handle = os.open(options["file"], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(handle)
-        self.stdout.write(f"Wrote {options['file']} ({len(data)} bytes). Only the root key opens it.")
+        self.stdout.write(
+            f"Wrote {options['file']} ({len(data)} bytes). Only the root key opens it. Remove it within "
+            f"{settings.HEARTH['HEARTH_KEY_BUNDLE_DAYS']} days: erasures count on that."
+        )
 
     def _restore_bundle(self, options: dict[str, Any]) -> None:
         found = bundle.parse(options["file"].read_bytes(), options["place"])
-        count = bundle.restore(SYSTEM, found)
+        count = recovery.recover(SYSTEM, [found])
         self.stdout.write(f"Restored {len(found.keks)} key versions and {count} data keys of {found.created:%d %B %Y}.")
+
+    def _restore_bundles(self, options: dict[str, Any]) -> None:
+        given = [entry.partition(":") for entry in options["places"]]
+        places = [FolderPlace(name, Path(path)) for name, _, path in given] or publish.places()
+        done = recovery.from_places(SYSTEM, places)
+        self.stdout.write(f"Restored {done.data_keys} data keys from {done.bundles} bundles.")
+        for fault in done.faults:
+            self.stdout.write(f"NOT READ: {fault}")
+
+    def _publish(self, options: dict[str, Any]) -> None:  # noqa: ARG002 (all verbs are called alike)
+        for place in publish.places():
+            count = upkeep.write_whole(place)
+            self.stdout.write(f"Wrote the whole keyring to {place.name}, in {count} parts, and read it back.")
 
     def _backup(self) -> None:
         self.stdout.write("\nBack up:")
