@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from django.urls import include, path
 
-urlpatterns = [path("", include("security.transport.urls"))]
+from config.metrics import scrape
+
+urlpatterns = [
+    path("metrics", scrape, name="internal-metrics"),
+    path("", include("security.transport.urls")),
+    path("", include("security.datakeys.urls")),
+]
 
 handler400 = "security.transport.calls.bad_request"
 handler403 = "security.transport.calls.not_allowed"

@@ -1,0 +1,43 @@
+"""How much each caller may ask for: a bucket in PostgreSQL, because backups go on while Redis is away."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from django.db import connection
+
+from security.datakeys.errors import TooMany
+
+# Filled up to now by the database's clock, then one taken, in one statement: nobody gets in between.
+TAKE = """
+INSERT INTO security_allowance AS bucket (name, "left", at) VALUES (%(name)s, %(burst)s - 1, clock_timestamp())
+ON CONFLICT (name) DO UPDATE SET
+    "left" = least(%(burst)s, bucket."left" + %(rate)s * extract(epoch FROM clock_timestamp() - bucket.at)) - 1,
+    at = clock_timestamp()
+WHERE least(%(burst)s, bucket."left" + %(rate)s * extract(epoch FROM clock_timestamp() - bucket.at)) >= 1
+RETURNING "left"
+"""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """`burst` at once, and then `rate` a second."""
+
+    name: str
+    burst: float
+    rate: float
+
+    def take(self, caller: str) -> None:
+        """Count one call, or raise `TooMany`. A call that is refused is not counted, so nobody is shut out for good."""
+        with connection.cursor() as cursor:
+            cursor.execute(TAKE, {"name": f"{self.name}:{caller}", "burst": self.burst, "rate": self.rate})
+            if cursor.fetchone() is None:
+                raise TooMany(max(1, math.ceil(1 / self.rate)))
+
+
+# A first backup of a big server is some 100,000 objects in an hour or two. A loop gets two rows a second in the end.
+FRESH = (Bucket("fresh", 1000, 50), Bucket("fresh-long", 200_000, 2))
+# A restore is measured in minutes, and opening a key leaves nothing behind.
+UNWRAP = (Bucket("unwrap", 2000, 100),)
+PUBLISH = (Bucket("publish", 60, 1),)
