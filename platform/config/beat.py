@@ -20,6 +20,7 @@ from config.connections.database import Database
 from config.connections.redisurl import Redis
 from config.env import read
 from config.schedule import HEARTBEAT, HEARTBEAT_EVERY, TRANSPORT_OPTIONS, broker_url, schedule
+from observability.metrics import CLOCK, CLOCK_FAULTS
 
 logger = logging.getLogger(__name__)
 WRITE = (
@@ -38,11 +39,21 @@ class HeartbeatScheduler(Scheduler):
             self._beat()
         return min(float(super().tick(*args, **kwargs)), HEARTBEAT_EVERY)
 
+    def apply_async(self, entry: Any, *args: Any, **kwargs: Any) -> Any:
+        event = "unsent"
+        try:
+            result = super().apply_async(entry, *args, **kwargs)
+            event = "sent"
+        finally:
+            CLOCK.labels(task=entry.task, event=event).inc()
+        return result
+
     def _beat(self) -> None:
         try:
             with psycopg.connect(**settings()[0].psycopg()) as connection:
                 connection.execute(WRITE, (HEARTBEAT,))
         except psycopg.Error as error:
+            CLOCK_FAULTS.inc()
             logger.warning("The heartbeat was not written: %s", error)
 
 

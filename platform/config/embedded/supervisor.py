@@ -74,6 +74,8 @@ class Supervisor:
         refuse_taken_port(self.settings["HEARTH_HOST"], self.settings["HEARTH_PORT"])
         refuse_taken_port(self.settings["HEARTH_INTERNAL_HOST"], internal_port(self.settings), "HEARTH_INTERNAL_PORT")
         self._lock.write(self.url)
+        shutil.rmtree(folder := children.metrics_folder(self.state), ignore_errors=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         ensure_secret(self.state / "secrets" / "secret-key")
         self._inbox = ensure_secret(self.state / "secrets" / "inbox-token")
         elsewhere = self.settings["HEARTH_KEY_FILE"] or self.settings["HEARTH_HSM_MODULE"]
