@@ -37,7 +37,7 @@ def rewrap_due() -> None:
 def _tell() -> None:
     """One warning in the log, and whoever registered: keys that rotated a moment ago are no longer among them."""
     if late := report.sentences():
-        logger.warning("%d keys are overdue: %s", len(late), " ".join(late[:SHOWN]))
+        logger.warning("Keys overdue: %d. %s", len(late), " ".join(late[:SHOWN]))
         for tell in seams.overdue:
             tell(late)
 

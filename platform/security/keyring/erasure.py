@@ -22,13 +22,17 @@ def request(actor: Any, owner: uuid.UUID) -> Erasure:
     """Ask for the erasure of an owner's keys. They stay until the final backup has expired."""
     if owner == PLATFORM:
         raise SecurityError("The platform's own keys can't be erased: everything would be lost. Nothing was changed.")
-    row, created = Erasure.objects.get_or_create(
-        owner=owner, defaults={"destroy_after": _keep_until(owner) or timezone.now()}
-    )
+    plan = planned(owner)
+    row, created = Erasure.objects.get_or_create(owner=owner, defaults={"destroy_after": plan.destroy_after})
     if created:
         after = {"destroy_after": row.destroy_after.isoformat()}
         record(actor=actor, verb="keys.erase", object=row, organisation_id=owner, after=after)
     return row
+
+
+def planned(owner: uuid.UUID) -> Erasure:
+    """Return what a request made now would be, unsaved: for whoever must see the dates before they ask."""
+    return Erasure(owner=owner, destroy_after=_keep_until(owner) or timezone.now())
 
 
 @transaction.atomic

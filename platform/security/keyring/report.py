@@ -56,7 +56,7 @@ def report() -> Report:
     keks = list(KeyEncryptionKey.objects.annotate(count=Count("data_keys")).order_by("owner", "version"))
     runs = list(Rewrap.objects.filter(finished__isnull=True))
     ends = list(Erasure.objects.order_by("requested"))
-    known = names(row.owner for row in (*keks, *runs, *ends))
+    known = names([*(kek.owner for kek in keks), *(run.owner for run in runs), *(end.owner for end in ends)])
     return Report(
         at=now,
         rotation_days=min(int(settings.HEARTH["HEARTH_KEY_ROTATION_DAYS"]), roots.LONGEST),
