@@ -59,7 +59,7 @@ def issue(csr_pem: bytes, identity: Identity, *, hosts: Sequence[str] = (), acto
     if hosts and identity.kind != "hearth":
         raise ValueError("Only the listener is reached by a host name.")
     now = timezone.now()
-    signer = _signer(now) or renew(now)
+    signer = _signer(now) or _renew()[0]
     certificate = _leaf(signer, key, [x509.UniformResourceIdentifier(identity.uri), *map(_host, hosts)], now)
     until = certificate.not_valid_after_utc
     with transaction.atomic():
@@ -72,34 +72,46 @@ def trust() -> str:
     """Return every authority that has not expired (PEM, newest first); the first call makes one."""
     now = timezone.now()
     if _signer(now) is None:
-        renew(now)
+        _renew()
     return "".join(Authority.objects.filter(not_after__gt=now).values_list("certificate", flat=True))
 
 
 def renew_due() -> bool:
     """Make the next authority when a third of the newest one's life is left; tell whether one was made."""
-    now = timezone.now()
-    before = set(Authority.objects.values_list("pk", flat=True))
-    return _is_due(now) and renew(now).pk not in before
+    return _is_due(timezone.now()) and _renew()[1]
 
 
 @transaction.atomic
-def renew(now: datetime) -> Authority:
-    """Make the next authority if it is due, and return the one that signs. Two at once make one."""
-    with connection.cursor() as cursor:
-        cursor.execute("select pg_advisory_xact_lock(%s)", [LOCK])
+def _renew() -> tuple[Authority, bool]:
+    """Make the next authority if it is due; return the one that signs, and whether one was made. Two at once make one.
+
+    The lock and the row end with the transaction, whatever becomes of this process.
+    """
+    _lock()
+    now = timezone.now()  # behind the lock: whoever waited must not look from before
     present = _signer(now)
     if present is not None and not _is_due(now):
-        return present
-    signs_from = now if present is None else min(now + OVERLAP, present.not_after)
-    made = _make(now, signs_from)
-    record(
-        actor=SYSTEM,
-        verb="authority.create",
-        object=made,
-        after={"until": made.not_after.isoformat(), "signs_from": signs_from.isoformat()},
-    )
-    return present or made
+        return present, False
+    signs_from = now - SKEW if present is None else min(now + OVERLAP, present.not_after)
+    made = _create(SYSTEM, now, signs_from, "authority.create")
+    return present or made, True
+
+
+@transaction.atomic
+def replace(actor: Any) -> Authority:
+    """End every authority at once and make another one: the key of one may be known to others.
+
+    Certificates that were signed before are worth nothing from then on; whoever holds one needs a new one from Hearth.
+    """
+    _lock()
+    now = timezone.now()
+    Authority.objects.filter(not_after__gt=now).update(not_after=now)
+    return _create(actor, now, now - SKEW, "authority.replace")
+
+
+def _lock() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("select pg_advisory_xact_lock(%s)", [LOCK])
 
 
 def _signer(now: datetime) -> Authority | None:
@@ -113,7 +125,7 @@ def _is_due(now: datetime) -> bool:
 
 
 @sensitive_variables()
-def _make(now: datetime, signs_from: datetime) -> Authority:
+def _create(actor: Any, now: datetime, signs_from: datetime, verb: str) -> Authority:
     made = Authority(not_before=now - SKEW, signs_from=signs_from)
     made.not_after = now + timedelta(days=settings.HEARTH["HEARTH_INTERNAL_AUTHORITY_DAYS"])
     key = ec.generate_private_key(ec.SECP256R1())
@@ -132,6 +144,8 @@ def _make(now: datetime, signs_from: datetime) -> Authority:
     )
     made.certificate, made.key = _pem(certificate), private_pem(key)
     made.save(force_insert=True)
+    told = {"until": made.not_after.isoformat(), "signs_from": signs_from.isoformat()}
+    record(actor=actor, verb=verb, object=made, after=told)
     return made
 
 

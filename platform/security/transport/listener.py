@@ -50,6 +50,7 @@ class InternalProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.access_log = False
         try:
             certificate = x509.load_der_x509_certificate(transport.get_extra_info("ssl_object").getpeercert(True))
             self.caller, self.until = of_certificate(certificate), certificate.not_valid_after_utc.timestamp()
