@@ -32,7 +32,8 @@ PURPOSE = re.compile(r"backup\.[a-z][a-z0-9-]{0,39}")
 """What an agent's data keys are for. Those of sealed columns have other names, so none of them can be meant."""
 MOST = 1000
 """Data keys in one call to publish."""
-PUBLISH_SECONDS = 20.0
+PUBLISH_SECONDS, PUBLISH_WAIT = 20.0, 2.0
+"""How long the places, and a turn to write to them, may take: callers give up after 30 s."""
 IS_LIVE = Q(revoked_at=None, expires_at__gt=Now())
 LIVE = ExpressionWrapper(IS_LIVE, output_field=BooleanField())
 _publishing = threading.BoundedSemaphore(4)
@@ -95,7 +96,7 @@ def publish_keys(server: uuid.UUID, data_keys: Sequence[uuid.UUID]) -> None:
     mine = DataKey.objects.filter(pk__in=wanted, owner=owner, server=server, purpose__startswith=BACKUP)
     if mine.count() != len(wanted):
         raise NotFound
-    if not _publishing.acquire(timeout=2):
+    if not _publishing.acquire(timeout=PUBLISH_WAIT):
         raise Unavailable("The places of key bundles are slow. Nothing was promised; try again in a minute.")
     try:
         with _typed():
