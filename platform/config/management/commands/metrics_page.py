@@ -13,19 +13,19 @@ PAGE = ROOT / "docs" / "metrics.md"
 INTRODUCTION = """\
 # Metrics
 
-Prometheus scrapes `GET /metrics` on the internal listener (`HEARTH_INTERNAL_PORT`), by TLS 1.3 and with a certificate of the
-kind `metrics`; no other caller, and nobody on the public web server, gets them. One answer holds what the web server, the
-worker and beat have counted since Hearth was started; the gauges are read from the database for each scrape, and a gauge is
-left out while the database does not answer (alert on `absent()`).
+Prometheus scrapes `GET /metrics` on the internal listener (`HEARTH_INTERNAL_PORT`), by TLS 1.3 and with a certificate
+of the kind `metrics`; no other caller, and nobody on the public web server, gets them. One answer holds what the web
+server, the worker and beat have counted since Hearth was started. The gauges are read from the database for each
+scrape; while it does not answer they are left out (alert on `absent()`).
 
 ## A certificate for Prometheus
 
     manage.py certificate issue metrics prometheus /etc/prometheus/hearth
 
 writes `certificate.pem`, `key.pem` and `trust.pem` into that folder. The certificate is valid for a week
-(`HEARTH_INTERNAL_CERTIFICATE_SECONDS`): have a timer run the command daily, as the user that Prometheus runs as or with a
-change of owner after it. Prometheus reads renewed files by itself. On Kubernetes cert-manager does all of this. Its part of
-Prometheus' configuration, on the machine of Hearth:
+(`HEARTH_INTERNAL_CERTIFICATE_SECONDS`): have a timer run the command daily, as the user that Prometheus runs as or with
+a change of owner after it. Prometheus reads renewed files by itself. On Kubernetes cert-manager does all of this. Its
+part of Prometheus' configuration, on the machine of Hearth:
 
     scrape_configs:
       - job_name: hearth
