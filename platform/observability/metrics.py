@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, values
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, values
 from prometheus_client.core import REGISTRY
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -23,6 +23,8 @@ FOLDER, PROCESS = "PROMETHEUS_MULTIPROC_DIR", "PROMETHEUS_PROCESS"
 if os.environ.get(FOLDER) and (_name := os.environ.get(PROCESS)):
     # As the library's page on uWSGI does it; it has no types for it.
     values.ValueClass = cast("Any", values.MultiProcessValue)(lambda: _name)
+# Times of creation double the series, and the files of several processes have none.
+cast("Any", disable_created_metrics)()
 
 
 @dataclass(frozen=True)
