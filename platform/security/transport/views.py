@@ -7,11 +7,17 @@ from dataclasses import dataclass
 
 from django.http import HttpResponse, JsonResponse
 
+from security.datakeys.allowances import Bucket
+from security.datakeys.errors import TooMany
 from security.keyring.seams import seams
 from security.transport import authority
 from security.transport.calls import InternalRequest, Problem, internal, payload, text
 from security.transport.errors import RequestError
 from security.transport.identities import Identity
+
+
+# Each one is a row in the trail for ever, and nobody needs more than one in days.
+RENEWALS = Bucket("certificate", 60, 1 / 60)
 
 
 @dataclass(frozen=True)
@@ -33,9 +39,12 @@ def certificate(request: InternalRequest) -> HttpResponse:
         # Else whoever kept a copy of a deleted server's key could renew it for ever.
         raise Problem(410, "server-gone", "This server was deleted, or Hearth does not know it. Nothing was signed.")
     try:
+        RENEWALS.take(request.caller.uri)
         issued = authority.issue(csr.encode(), request.caller, actor=Caller(request.caller))
     except RequestError as error:
         raise Problem(400, "bad-request", str(error)) from None
+    except TooMany as refusal:
+        raise Problem(429, "too-many", f"It is signed at most once a minute. Try again in {refusal.wait} s.") from None
     return JsonResponse({"chain": issued.chain, "trust": issued.trust, "not_after": issued.not_after.isoformat()})
 
 
