@@ -25,6 +25,7 @@ PACKAGE = "chromium"
 HSM = "softhsm2"
 POSTGRES = "postgresql"
 REDIS = "redis-server"
+INIT = Path("/run/systemd/system")
 SOFTHSM = (
     "/usr/lib/softhsm/libsofthsm2.so",
     "/usr/lib64/pkcs11/libsofthsm2.so",
@@ -78,12 +79,19 @@ def _hsm() -> str:
 
 def _postgres_tls() -> str:
     fault = "the tests of verified database connections, because there is no PostgreSQL with TLS."
-    return "" if postgres_tls() else _install(POSTGRES, fault, postgres_tls)
+    return "" if postgres_tls() else _install_server(POSTGRES, fault, postgres_tls)
 
 
 def _redis_tls() -> str:
     fault = "the tests of verified Redis connections, because there is no Redis with TLS."
-    return "" if redis_tls() else _install(REDIS, fault, redis_tls)
+    return "" if redis_tls() else _install_server(REDIS, fault, redis_tls)
+
+
+def _install_server(package: str, fault: str, there: Callable[[], object]) -> str:
+    """Install a package that also brings a service, where nothing would start it: only its programs are wanted."""
+    if INIT.exists():
+        return f"{fault} Install your system's package {package}; its service need not run."
+    return _install(package, fault, there)
 
 
 def _install(package: str, fault: str, there: Callable[[], object]) -> str:

@@ -254,6 +254,29 @@ def test_a_redis_that_wants_a_client_certificate(servers: TlsServices, files: An
             assert {sentence[:27] for sentence in said} <= {"It wants a client certifica", ""}
 
 
+def test_renewed_files_are_used_by_the_next_connection(servers: TlsServices, files: Any, tmp_path: Path) -> None:
+    ours = Pair(tmp_path / "own.crt", tmp_path / "own.key")
+    put(files.client, ours)
+    with (
+        servers.postgres(pair=files.good, clients=files.ours) as database_port,
+        servers.redis(pair=files.good, trust=files.ours, clients=True) as redis_port,
+    ):
+        kept, queue = database(database_port, files.ours, ours), broker(redis_port, files.ours, ours)
+        put(files.foreign, ours)
+        with pytest.raises(psycopg.OperationalError):
+            version(kept)
+        assert refusals_of(queue)
+        put(files.client, ours)
+        assert version(kept) == "TLSv1.3"
+        reach(queue)
+
+
+def put(pair: Pair, place: Pair) -> None:
+    for source, target in ((pair.key, place.key), (pair.certificate, place.certificate)):
+        target.touch(mode=0o600)
+        target.write_bytes(source.read_bytes())
+
+
 @pytest.mark.timeout(300)
 def test_a_whole_hearth_on_verified_services(servers: TlsServices, files: Any) -> None:
     """Web server, worker and beat reach both by TLS alone: there is no other way in."""
