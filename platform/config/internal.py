@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from django.conf import settings
+from django.db import connections
 
 from config.body import App, Message, Receive, Send, limited
 from security.transport.certificates import Keeper, Mounted, Own, Source
@@ -23,7 +24,7 @@ def source(given: dict[str, Any]) -> Source:
     """Return where the listener's certificate comes from: mounted files, or Hearth's own authority."""
     if given["HEARTH_INTERNAL_CERTIFICATE"]:
         return Mounted(*(Path(given[name]) for name in MOUNTED))
-    return Own(internal_hosts(given))
+    return Own(internal_hosts(given), release=connections.close_all)
 
 
 def listener() -> Listener:

@@ -25,7 +25,9 @@ TITLES = {
     403: "This identity may not do that.",
     404: "There is no such thing here.",
     405: "This address does not take that method.",
+    410: "It is gone.",
     413: "The request is too large.",
+    429: "You ask too often.",
     500: "Hearth failed.",
 }
 

@@ -11,7 +11,6 @@ from typing import Protocol
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
-from django.db import close_old_connections
 from django.views.decorators.debug import sensitive_variables
 
 from security.transport import authority
@@ -34,10 +33,13 @@ class Source(Protocol):
 
 
 class Own:
-    """Hearth's own authority signs; the private key is made here and stays in this process."""
+    """Hearth's own authority signs; the private key is made here and stays in this process.
 
-    def __init__(self, hosts: Sequence[str]) -> None:
-        self._hosts = hosts
+    `release` is called after each look: one a minute must not hold a connection of PostgreSQL's for good.
+    """
+
+    def __init__(self, hosts: Sequence[str], *, release: Callable[[], None] = lambda: None) -> None:
+        self._hosts, self._release = hosts, release
 
     @sensitive_variables()
     def look(self, present: Material | None) -> Material | None:
@@ -50,7 +52,7 @@ class Own:
                 return Material.read(issued.chain, private_pem(key), issued.trust)
             return None if trust == present.trust else Material.read(present.chain, present.key, trust)
         finally:
-            close_old_connections()
+            self._release()
 
 
 class Mounted:

@@ -86,8 +86,11 @@ class LiveContext(ssl.SSLContext):
         except ssl.SSLError as error:
             raise CertificateError(f"A certificate can't be used: {error.reason}.") from None
 
-    def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
-        return self.current.wrap_bio(*args, **kwargs)
+    def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *args: Any, **kwargs: Any) -> ssl.SSLObject:
+        made = self.current.wrap_bio(incoming, outgoing, *args, **kwargs)
+        if isinstance(made, Watched):
+            made.incoming = incoming
+        return made
 
     def wrap_socket(self, *args: Any, **kwargs: Any) -> ssl.SSLSocket:
         return self.current.wrap_socket(*args, **kwargs)
@@ -156,17 +159,31 @@ class OnlyHearth(ssl.SSLSocket):
 
 
 class Watched(ssl.SSLObject):
-    """A connection to the listener; a handshake that fails is noted."""
+    """A connection to the listener. A handshake that fails is noted, and its caller gets to know why.
+
+    Event loops end a connection whose handshake raised, before TLS's alert is sent; a caller whose certificate has
+    expired would take that for a listener that is away. So this one waits, deaf, until the caller has read the alert
+    and gone, or the time for a handshake is over.
+    """
+
+    incoming: ssl.MemoryBIO
+    _failed = False
 
     def do_handshake(self) -> None:
-        try:
-            super().do_handshake()
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise
-        except ssl.SSLError as error:
-            reason = getattr(error, "verify_message", "") or (error.reason or "broken off").replace("_", " ").lower()
-            refusals.note(reason)
-            raise
+        if not self._failed:
+            try:
+                super().do_handshake()
+                return
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                raise
+            except ssl.SSLError as error:
+                reason = (
+                    getattr(error, "verify_message", "") or (error.reason or "broken off").replace("_", " ").lower()
+                )
+                refusals.note(reason)
+                self._failed = True
+        self.incoming.read()
+        raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "The handshake has failed.")
 
 
 class Refusals:

@@ -15,7 +15,6 @@ from security.transport.calls import InternalRequest, Problem, internal, payload
 from security.transport.errors import RequestError
 from security.transport.identities import Identity
 
-
 # Each one is a row in the trail for ever, and nobody needs more than one in days.
 RENEWALS = Bucket("certificate", 60, 1 / 60)
 
