@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 
 from django.conf import settings
 
 from observability.tasks import task
 from security import reseal
+from security.datakeys import allowances, grants
 from security.keyring import erasure, keks, report, rewrap, upkeep
 from security.keyring.seams import seams
 
@@ -45,4 +47,6 @@ def _tell() -> None:
 @task()
 def keep_bundles() -> None:
     """Write the whole keyring to every place once a day, and remove the bundles that are needed no more."""
-    upkeep.keep(seconds=TURN)
+    with contextlib.ExitStack() as turns:
+        for turn in (allowances.forget_old, grants.forget_old, functools.partial(upkeep.keep, seconds=TURN)):
+            turns.callback(turn)  # the last one first

@@ -9,21 +9,16 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connection
 from pytest_django import Settings
 
 from audit.services import SYSTEM
 from config.env import read
 from security.errors import BundleError, KeyGone, KeysChanged, NotPublished
-from security.keyring import bundle, deks, keks, places, publish, recovery, upkeep
-from security.keyring.deks import Context
+from security.keyring import bundle, deks, places, publish, recovery
 from security.keyring.places import Errand, FolderPlace, PlaceError
 from security.keyring.seams import seams
 from security.models import BundleFile
@@ -31,100 +26,14 @@ from security.streams import Cipher, decrypt, encrypt
 from security.streams import Context as StreamContext
 from security.streams import DataKey as StreamKey
 from tests.left_out import leave_out
-from tests.security.test_bundle import lose_the_database
+from tests.security.places import OTHER, OWNER, SERVER, Faulty, lose, make, opens
 
 pytestmark = pytest.mark.django_db
-OWNER, OTHER, SERVER = uuid.uuid4(), uuid.uuid4(), uuid.uuid4()
-DAYS = 14
-Keys = dict[uuid.UUID, tuple[Context, bytes]]
-
-
-@dataclass
-class Faulty:
-    """A real folder whose calls can be made to go wrong."""
-
-    folder: FolderPlace
-    before_put: Callable[[], None] = lambda: None
-    before_get: Callable[[], None] = lambda: None
-    stale: bytes | None = None
-    stale_for: int = 1_000
-    calls: list[str] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
-
-    def put(self, name: str, data: bytes) -> None:
-        self.calls.append("put")
-        self.before_put()
-        self.folder.put(name, data)
-
-    def get(self, name: str) -> bytes:
-        self.calls.append("get")
-        self.before_get()
-        if self.stale is not None and self.stale_for > 0:
-            self.stale_for -= 1
-            return self.stale
-        return self.folder.get(name)
-
-    def list(self) -> Sequence[str]:
-        return self.folder.list()
-
-    def remove(self, name: str) -> None:
-        self.calls.append("remove")
-        self.folder.remove(name)
-
-
-@pytest.fixture
-def one(tmp_path: Path) -> Faulty:
-    return Faulty(FolderPlace("one", tmp_path / "one", make=True))
-
-
-@pytest.fixture
-def two(tmp_path: Path) -> Faulty:
-    return Faulty(FolderPlace("two", tmp_path / "two", make=True))
 
 
 @pytest.fixture(autouse=True)
-def both(one: Faulty, two: Faulty, monkeypatch: pytest.MonkeyPatch) -> list[Faulty]:
+def _two_places(both: list[Faulty]) -> None:
     """Two places, as the default has them."""
-    monkeypatch.setattr(seams, "places", [lambda: [one, two]])
-    return [one, two]
-
-
-def make(count: int = 1, owner: uuid.UUID = OWNER) -> Keys:
-    made: Keys = {}
-    for number in range(count):
-        context = Context(owner, "backup.wal", SERVER, f"wal/{number}")
-        identity, key = deks.new_data_key(context)
-        made[identity] = (context, bytes(key.value))
-    return made
-
-
-def lose() -> None:
-    lose_the_database()
-    with connection.cursor() as cursor:
-        cursor.execute("truncate security_bundlefile, security_erasure")
-
-
-def opens(keys: Keys) -> bool:
-    keks.cache.clear()
-    return all(bytes(deks.open_data_key(name, context).value) == key for name, (context, key) in keys.items())
-
-
-def age(days: float, **which: object) -> None:
-    """Let bundles be older than they are."""
-    rows = BundleFile.objects.filter(**which)
-    for row in rows:
-        BundleFile.objects.filter(pk=row.pk).update(created=row.created - timedelta(days=days))
-
-
-def keep() -> None:
-    upkeep.keep(seconds=30)
-
-
-def files(place: Faulty) -> list[str]:
-    return [name for name in place.list() if "full" in name or "delta" in name]
 
 
 # Publishing
@@ -165,7 +74,7 @@ def test_a_backup_is_read_again_from_root_key_and_folder_alone(both: list[Faulty
 def test_a_publish_costs_what_it_publishes(both: list[Faulty]) -> None:
     publish.publish(make())
     first = BundleFile.objects.latest("created").size
-    make(300)
+    make(80)
     publish.publish(make())
     assert BundleFile.objects.latest("created").size < 1.2 * first
 
@@ -341,6 +250,11 @@ def test_files_are_whole_and_private(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b"
     assert stat.S_IMODE((path / "one.hkb").stat().st_mode) == 0o600
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    (path / "taken.hkb").mkdir()
+    with pytest.raises(PlaceError, match="Is a directory"):
+        place.put("taken.hkb", b"2")
+    (path / "taken.hkb").rmdir()
+    assert [each.name for each in path.iterdir()] == ["one.hkb"]
     (path / "notes.txt").write_text("not a bundle")
     for name, days in ((".old.unfinished", 2), (".new.unfinished", 0)):
         (path / name).touch()

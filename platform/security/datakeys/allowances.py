@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from datetime import timedelta
 
 from django.db import connection
+from django.db.models.functions import Now
 
 from security.datakeys.errors import TooMany
+from security.models import Allowance
 
 # Filled up to now by the database's clock, then one taken, in one statement: nobody gets in between.
 TAKE = """
@@ -34,6 +37,11 @@ class Bucket:
             cursor.execute(TAKE, {"name": f"{self.name}:{caller}", "burst": self.burst, "rate": self.rate})
             if cursor.fetchone() is None:
                 raise TooMany(max(1, math.ceil(1 / self.rate)))
+
+
+def forget_old() -> int:
+    """Remove buckets that nobody took from for so long that they are full again; return how many."""
+    return Allowance.objects.filter(at__lt=Now() - timedelta(days=2)).delete()[0]
 
 
 # A first backup of a big server is some 100,000 objects in an hour or two. A loop gets two rows a second in the end.

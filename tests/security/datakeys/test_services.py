@@ -375,6 +375,14 @@ def test_a_bucket_fills_again_and_never_over() -> None:
         bucket.take("a")
 
 
+def test_full_buckets_are_forgotten() -> None:
+    Bucket("x", 2, 1).take("a")
+    assert allowances.forget_old() == 0
+    later(3 * 86_400)
+    assert allowances.forget_old() == 1
+    assert all(bucket.burst / bucket.rate < 2 * 86_400 for bucket in (*allowances.FRESH, *allowances.UNWRAP))
+
+
 @pytest.mark.django_db(transaction=True)
 def test_many_at_once_get_no_more_than_there_is() -> None:
     bucket = Bucket("x", 5, 0.0001)
