@@ -19,7 +19,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-FOLDER, PROCESS = "PROMETHEUS_MULTIPROC_DIR", "PROMETHEUS_PROCESS"
+from observability.processes import FOLDER, PROCESS
+
 if os.environ.get(FOLDER) and (_name := os.environ.get(PROCESS)):
     # As the library's page on uWSGI does it; it has no types for it.
     values.ValueClass = cast("Any", values.MultiProcessValue)(lambda: _name)

@@ -17,7 +17,7 @@ from django.core.management import call_command
 from django.test import Client
 call_command("collectstatic", interactive=False, verbosity=0)
 client, answers = Client(raise_request_exception=False), {}
-for path in ("/healthz", "/", "/account/login/", "/inbox/", "/admin/", "/nothing/"):
+for path in ("/healthz", "/readyz", "/", "/account/login/", "/inbox/", "/admin/", "/nothing/"):
     for secure in (False, True):
         answer = client.get(path, secure=secure, headers={"host": "hearth.example"})
         answers[f"{'https' if secure else 'http'} {path}"] = [answer.status_code, dict(answer.headers)]
@@ -40,6 +40,8 @@ def test_everything_but_what_this_machine_asks_is_sent_to_https(tmp_path: Path) 
         status, headers = answers[f"http {path}"]
         assert (status, headers["Location"]) == (301, f"https://hearth.example{path}")
     assert answers["http /healthz"][0] == 200
+    assert answers["http /readyz"][0] in {200, 503}
+    assert answers["https /account/login/"][0] == 200
     assert answers["http /inbox/"][0] == 404  # it exists on this machine alone, and says so without a detour
     for asked, (_, headers) in answers.items():
         hsts = headers.get("Strict-Transport-Security")

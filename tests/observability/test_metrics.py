@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from config.management.commands.metrics_page import PAGE
 from config.management.commands.metrics_page import page as list_of_metrics
 from notifications.models import Mail
-from observability import gauges, metrics
+from observability import gauges, metrics, processes
 from provisioning.models import Heartbeat, Operation, ServerStatus
 from tenants.models import Organisation, Server
 from tests.stack import ROOT
@@ -181,10 +181,23 @@ def test_processes_are_added_up_and_one_that_comes_back_goes_on(tmp_path: Path) 
 
 
 def python(folder: Path, name: str, program: str) -> subprocess.CompletedProcess[str]:
-    environment = {metrics.FOLDER: str(folder), metrics.PROCESS: name, "PYTHONPATH": str(ROOT / "platform")}
+    environment = {processes.FOLDER: str(folder), processes.PROCESS: name, "PYTHONPATH": str(ROOT / "platform")}
     return subprocess.run(
         [sys.executable, "-c", program], env=environment, check=False, capture_output=True, text=True, timeout=60
     )
+
+
+def test_a_full_disk_can_not_end_a_process_that_counts(tmp_path: Path) -> None:
+    folder = tmp_path / "metrics"
+    processes.begin(folder, ["web"])
+    assert python(folder, "web", COUNT).returncode == 0
+    assert {file.name for file in folder.iterdir()} == {"counter_web.db", "histogram_web.db"}
+    for file in folder.iterdir():
+        found = file.stat()
+        assert found.st_blocks * 512 >= found.st_size == processes.ROOM  # room that is there, not only promised
+    processes.begin(folder, ["web"])
+    shown = python(folder, "reader", "from observability.metrics import page; print(page('')[0].decode())").stdout
+    assert "hearth_tasks_total{" not in shown
 
 
 def test_counting_needs_no_django() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from config.env import BY_NAME, ROOT
-from observability import metrics
+from observability import processes
 from provisioning.providers.local.processes import Command
 
 PASSED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY",
@@ -21,6 +21,10 @@ HSM = ("SOFTHSM2_CONF", "ChrystokiConfigurationPath", "CS_PKCS11_R3_CFG", "NFAST
 CONNECTIONS = {"DATABASE_URL", "REDIS_URL"} | {
     f"HEARTH_{service}_{file}" for service in ("DATABASE", "REDIS") for file in ("CA", "CERTIFICATE", "KEY")
 }
+
+
+COUNTING = ("web", "worker", "beat")
+"""Those that count for Prometheus, by the names of their processes."""
 
 
 def base_environment() -> dict[str, str]:
@@ -94,7 +98,7 @@ def beat(env: Mapping[str, str], state: Path) -> Command:
 
 
 def _counting(name: str, state: Path) -> dict[str, str]:
-    return {metrics.FOLDER: str(metrics_folder(state)), metrics.PROCESS: name}
+    return {processes.FOLDER: str(metrics_folder(state)), processes.PROCESS: name}
 
 
 def _python(name: str, words: tuple[str, ...], env: Mapping[str, str], state: Path, *, stop_timeout: float) -> Command:

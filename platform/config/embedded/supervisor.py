@@ -17,6 +17,7 @@ from config.embedded import children
 from config.embedded.console import StartRefused, say, step
 from config.embedded.services import Postgres, Redis, tail_of
 from config.embedded.state import Lock, ensure_secret, prepare_state
+from observability import processes
 from provisioning.providers.base import ProviderError
 from provisioning.providers.local.environments import environment_dir
 from provisioning.providers.local.paths import RuntimeFolderError, agent_socket, runtime_dir
@@ -74,8 +75,7 @@ class Supervisor:
         refuse_taken_port(self.settings["HEARTH_HOST"], self.settings["HEARTH_PORT"])
         refuse_taken_port(self.settings["HEARTH_INTERNAL_HOST"], internal_port(self.settings), "HEARTH_INTERNAL_PORT")
         self._lock.write(self.url)
-        shutil.rmtree(folder := children.metrics_folder(self.state), ignore_errors=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
+        processes.begin(children.metrics_folder(self.state), children.COUNTING)
         ensure_secret(self.state / "secrets" / "secret-key")
         self._inbox = ensure_secret(self.state / "secrets" / "inbox-token")
         elsewhere = self.settings["HEARTH_KEY_FILE"] or self.settings["HEARTH_HSM_MODULE"]
