@@ -4,15 +4,16 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('provisioning', '0001_initial'),
-        ('tenants', '0001_initial'),
+        ("provisioning", "0001_initial"),
+        ("tenants", "0001_initial"),
     ]
 
     operations = [
         migrations.AddIndex(
-            model_name='operation',
-            index=models.Index(condition=models.Q(('finished__isnull', False)), fields=['finished'], name='operation_ended'),
+            model_name="operation",
+            index=models.Index(
+                condition=models.Q(("finished__isnull", False)), fields=["finished"], name="operation_ended"
+            ),
         ),
     ]
