@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,12 +82,17 @@ class Context:
 
 @dataclass(frozen=True)
 class Step:
-    """`commits`: from here on the operation can't be cancelled, because clients or data may notice."""
+    """`commits`: from here on the operation can't be cancelled, because clients or data may notice.
+
+    `beside` names the step right after this one that it runs beside: both begin, are tried again and end as one. It
+    must be short, and writes nothing to the operation itself.
+    """
 
     name: str
     title: str
     run: Callable[[Context], None]
     commits: bool = False
+    beside: str = ""
 
 
 def environment(context: Context) -> None:
@@ -204,8 +209,8 @@ STEPS: dict[str, tuple[Step, ...]] = {
         ENVIRONMENT,
         STORAGE,
         CONFIGURATION,
-        # Here it costs no time: Synapse, which storage began to import, is not ready to go on yet.
-        Step("identity", "Give its agent an identity", identity),
+        # Nobody needs it before the first backup, and the start is a second of waiting: so it costs no time.
+        Step("identity", "Give its agent an identity", identity, beside="start"),
         START,
         Step("accounts", "Make the admin account", accounts),
         CHECKS,
@@ -228,6 +233,14 @@ STEPS: dict[str, tuple[Step, ...]] = {
         Step("forget", "Forget its secrets", forget),
     ),
 }
+
+
+def together(kind: str, todo: Sequence[str]) -> list[Step]:
+    """Return the steps of `todo` that come next: one, after those that run beside it."""
+    steps = [find(kind, todo[0])]
+    while steps[-1].beside:
+        steps.append(find(kind, steps[-1].beside))
+    return steps
 
 
 def find(kind: str, name: str) -> Step:

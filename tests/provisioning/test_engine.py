@@ -35,7 +35,7 @@ def change(server: Server, **columns: object) -> Server:
 def test_it_works(server: Server, provider: ScriptedProvider) -> None:
     operation = carry_out(server)
     assert operation.state == Operation.State.SUCCEEDED, operation.error
-    assert provider.calls == ["prepare", "ensure_storage", "configure", "certificate_request", "start"]
+    assert provider.calls == ["prepare", "ensure_storage", "configure", "start"]
     status = ServerStatus.objects.get(server=server)
     assert (status.phase, status.reason, status.observed_generation) == ("ready", "", 1)
     assert status.homeserver_url == provider.url
@@ -115,7 +115,7 @@ def test_retry_goes_on_with_the_step_that_failed(server: Server, provider: Scrip
     engine.run(operation.pk)
     operation.refresh_from_db()
     assert operation.state == Operation.State.SUCCEEDED
-    assert provider.calls == ["prepare", "ensure_storage", "configure", "configure", "certificate_request", "start"]
+    assert provider.calls == ["prepare", "ensure_storage", "configure", "configure", "start"]
 
 
 def test_a_step_cut_off_is_done_again_with_the_same_keys(server: Server, provider: ScriptedProvider) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -56,12 +57,12 @@ def see(server: Server, provider: ScriptedProvider, **changes: object) -> None:
     """Let the provider see the server, and Hearth look at it."""
     seen = Observation(server_id=str(server.pk), exists=True, running=True, homeserver_url=provider.url)
     provider.observations[str(server.pk)] = replace(seen, **changes)  # type: ignore[arg-type]
-    provider.calls.clear()
+    provider.certifying.clear()
     observer.observe()
 
 
 def certified(provider: ScriptedProvider) -> int:
-    return provider.calls.count("install_certificate")
+    return provider.certifying.count("install_certificate")
 
 
 def test_it_works(server: Server, provider: ScriptedProvider, credentials: Credentials) -> None:
@@ -80,9 +81,31 @@ def test_it_works(server: Server, provider: ScriptedProvider, credentials: Crede
     assert issued.after["identity"] == f"spiffe://hearth.internal/agent/{server.pk}"
 
 
-def test_it_comes_before_the_start_where_it_costs_no_time(server: Server, provider: ScriptedProvider) -> None:
-    names = list(carry_out(server).steps.values_list("name", flat=True))
-    assert names.index("configuration") < names.index("identity") < names.index("start")
+def test_it_runs_beside_the_start_and_costs_no_time(
+    server: Server, provider: ScriptedProvider, credentials: Credentials
+) -> None:
+    """The start ends only after the certificate was installed, which it would wait for in vain if it came first."""
+    installed = threading.Event()
+    provider.faults["install_certificate"] = [installed.set]
+    provider.faults["start"] = [lambda: None if installed.wait(20) else pytest.fail("the start had to wait")]
+    operation = carry_out(server)
+    assert operation.state == "succeeded", operation.error
+    assert [operation.steps.get(name=name).attempts for name in ("identity", "start")] == [1, 1]
+
+
+@pytest.mark.parametrize("failing", ["certificate_request", "start"])
+def test_what_runs_together_is_tried_again_together(
+    failing: str, server: Server, provider: ScriptedProvider, credentials: Credentials
+) -> None:
+    def fail() -> None:
+        raise ProviderError("Not now.", code="NotNow")
+
+    provider.faults[failing] = [fail]
+    operation = carry_out(server)
+    assert operation.state == "succeeded", operation.error
+    assert [operation.steps.get(name=name).attempts for name in ("identity", "start")] == [2, 2]
+    assert (provider.calls.count("start"), provider.certifying.count("certificate_request")) == (2, 2)
+    assert provider.calls.count("configure") == 1
 
 
 def test_where_agents_get_theirs_elsewhere_nothing_is_signed(server: Server, provider: ScriptedProvider) -> None:
@@ -120,7 +143,11 @@ def test_a_request_that_makes_no_sense_ends_with_a_reason(server: Server, provid
     provider.request = b"-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"
     operation = carry_out(server)
     assert (operation.state, operation.error_code) == ("failed", "CertificateNotIssued")
-    assert "start" not in provider.calls
+    assert [operation.steps.get(name=name).state for name in ("identity", "start", "accounts")] == [
+        "failed",
+        "waiting",
+        "waiting",
+    ]
 
 
 @pytest.mark.parametrize("step", ["certificate_request", "install_certificate"])
@@ -134,7 +161,7 @@ def test_a_worker_killed_in_the_step(
     engine.run(operation.pk)
     operation.refresh_from_db()
     assert operation.state == "succeeded"
-    assert provider.calls[0] == "certificate_request"
+    assert provider.calls[0] == "start", "the steps that were done are not done again"
     given = provider.installed[str(server.pk)]
     credentials.install(given["chain"], given["trust"], given["address"])
     assert credentials.wanted() == ""
@@ -198,7 +225,7 @@ def test_not_while_an_operation_works_on_the_server(made: Server, provider: Scri
     Server.objects.filter(pk=made.pk).update(generation=2, restarts=1)
     assert services.reconcile(made.pk)
     see(made, provider, certificate_wanted="CertificateMissing")
-    assert provider.calls == ["observe"]
+    assert provider.certifying == []
 
 
 def test_it_names_the_newest_fence(made: Server, provider: ScriptedProvider) -> None:
@@ -236,6 +263,6 @@ def test_somebody_elses_server_is_not_touched(made: Server, provider: ScriptedPr
     """The machine has a server that this Hearth does not know: the state folder of another."""
     stranger = str(uuid.uuid4())
     provider.observations = {stranger: Observation(server_id=stranger, certificate_wanted="CertificateMissing")}
-    provider.calls.clear()
+    provider.certifying.clear()
     observer.observe()
-    assert provider.calls == ["observe"]
+    assert provider.certifying == []

@@ -49,7 +49,7 @@ def test_two_workers_race_and_each_step_runs_once(server: Server, provider: Scri
     provider.faults["prepare"] = [lambda: time.sleep(0.3)]
     won = in_threads(4, lambda: engine.run(operation.pk))
     assert sorted(won, key=bool) == [False, False, False, True]
-    assert provider.calls == ["prepare", "ensure_storage", "configure", "certificate_request", "start"]
+    assert provider.calls == ["prepare", "ensure_storage", "configure", "start"]
     operation.refresh_from_db()
     assert (operation.state, operation.fence) == ("succeeded", 1)
 
@@ -179,7 +179,7 @@ def test_a_worker_told_to_stop_leaves_the_operation_between_two_steps(
     assert provider.calls == ["prepare", "ensure_storage"]
     engine.stopping.clear()
     engine.run(operation.pk)
-    assert provider.calls == ["prepare", "ensure_storage", "configure", "certificate_request", "start"]
+    assert provider.calls == ["prepare", "ensure_storage", "configure", "start"]
 
 
 def test_back_off_grows(server: Server, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> None:
