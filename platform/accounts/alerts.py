@@ -21,19 +21,28 @@ log = logging.getLogger(__name__)
 AGAIN_AFTER = timedelta(days=1)
 SHOWN = 20
 KEYS_OVERDUE = "Hearth: keys are past their rotation"
+PLACES_LATE = "Hearth: key bundles are not written"
 
 
 def keys_overdue(sentences: Sequence[str]) -> None:
     """Tell staff which keys are past their rotation (the keyring's seam)."""
+    _tell(KEYS_OVERDUE, sentences, ("All keys", "admin:security_keyencryptionkey_changelist"))
+
+
+def places_late(sentences: Sequence[str]) -> None:
+    """Tell staff which places get no key bundles (the keyring's seam)."""
+    _tell(PLACES_LATE, sentences, ("All key bundles", "admin:security_bundlefile_changelist"))
+
+
+def _tell(subject: str, sentences: Sequence[str], page: tuple[str, str]) -> None:
     more = len(sentences) - SHOWN
     lines = [*sentences[:SHOWN], *([f"And {more} more."] if more > 0 else [])]
-    page = public_url(reverse("admin:security_keyencryptionkey_changelist"))
-    text = "Hello,\n\n" + "\n\n".join(lines) + f"\n\nAll keys: {page}\n\nHearth\n"
+    text = "Hello,\n\n" + "\n\n".join(lines) + f"\n\n{page[0]}: {public_url(reverse(page[1]))}\n\nHearth\n"
     try:
-        mail_staff(KEYS_OVERDUE, text)
+        mail_staff(subject, text)
     except SecurityError as error:
         # A mail is sealed too: with the root key's source away there is the log and the metric.
-        log.error("Staff could not be mailed about overdue keys: %s", error)
+        log.error("Staff could not be mailed (%s): %s", subject, error)
 
 
 @transaction.atomic

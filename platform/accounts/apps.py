@@ -12,4 +12,5 @@ class AccountsConfig(AppConfig):
 
         if alerts.keys_overdue not in seams.overdue:
             seams.overdue.append(alerts.keys_overdue)
+            seams.places_late.append(alerts.places_late)
         resealers.extend(each for each in (RESEALER, SESSIONS) if each not in resealers)

@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from observability.console import ReadOnlyAdmin, column, moment
 from security.keyring import erasure, report
-from security.models import Erasure, KeyEncryptionKey, Rewrap, RootKey
+from security.models import BundleFile, Erasure, KeyEncryptionKey, Rewrap, RootKey, UnwrapGrant
 
 LATE = {"late": "bad", "in time": "good", "": "idle"}
 
@@ -18,7 +18,7 @@ LATE = {"late": "bad", "in time": "good", "": "idle"}
 class OwnedAdmin(ReadOnlyAdmin):
     """Rows that belong to an organisation or to the platform, by the name that people know."""
 
-    search_fields = ("owner",)
+    search_fields: tuple[str, ...] = ("owner",)
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[Any]:
         base: Any = super().get_changelist(request, **kwargs)
@@ -106,6 +106,32 @@ class ErasureAdmin(OwnedAdmin):
     @admin.display(description="complete on")
     def complete_on(self, row: Erasure) -> Any:
         return erasure.complete_on(row)
+
+
+@admin.register(UnwrapGrant)
+class UnwrapGrantAdmin(OwnedAdmin):
+    """Who may open whose backups' keys, and who could."""
+
+    list_display = ("owner_name", "purpose", "source", "target", "opened", "created", "expires_at", "ended")
+    list_filter = ("purpose",)
+    search_fields = ("organisation", "source", "target", "holder")
+    ordering = ("-created",)
+
+    @column("state", tones={"live": "good", "expired": "idle", "revoked": "idle"})
+    def ended(self, row: UnwrapGrant) -> tuple[str, str]:
+        if row.revoked_at is not None:
+            return "revoked", row.revoked_because
+        return ("expired", "Expired") if row.expires_at <= timezone.now() else ("live", "Live")
+
+
+@admin.register(BundleFile)
+class BundleFileAdmin(ReadOnlyAdmin):
+    """Which key bundles lie where."""
+
+    list_display = ("place", "kind", "created", "verified", "lost", "size", "name")
+    list_filter = ("place", "kind")
+    search_fields = ("name",)
+    ordering = ("-created",)
 
 
 def _age(row: RootKey | KeyEncryptionKey) -> int:

@@ -194,6 +194,10 @@ class UnwrapGrant(models.Model):
     def __str__(self) -> str:
         return f"{self.purpose} of server {self.source} into {self.target}"
 
+    @property
+    def owner(self) -> uuid.UUID:
+        return self.organisation
+
 
 class Allowance(models.Model):
     """How much of something a caller may still ask for: a bucket that fills again with time."""

@@ -38,10 +38,14 @@ def rewrap_due() -> None:
 
 def _tell() -> None:
     """One warning in the log, and whoever registered: keys that rotated a moment ago are no longer among them."""
-    if late := report.sentences():
-        logger.warning("Keys overdue: %d. %s", len(late), " ".join(late[:SHOWN]))
-        for tell in seams.overdue:
-            tell(late)
+    for what, late, hear in (
+        ("Keys overdue", report.sentences(), seams.overdue),
+        ("Places without key bundles", upkeep.late(), seams.places_late),
+    ):
+        if late:
+            logger.warning("%s: %d. %s", what, len(late), " ".join(late[:SHOWN]))
+            for tell in hear:
+                tell(late)
 
 
 @task()

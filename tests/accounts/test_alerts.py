@@ -74,7 +74,7 @@ def test_a_root_key_that_is_away_seals_no_mail(
 
     monkeypatch.setattr(alerts, "queue_mail", away)
     alerts.keys_overdue(["One."])
-    assert "Staff could not be mailed about overdue keys: The HSM does not answer." in caplog.text
+    assert "Staff could not be mailed (Hearth: keys are past their rotation): The HSM does not answer." in caplog.text
     monkeypatch.undo()
     alerts.keys_overdue(["One."])
     assert Mail.objects.count() == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from datetime import timedelta
 
@@ -12,6 +13,7 @@ from pytest_django import Settings
 
 from audit.services import SYSTEM
 from config.schedule import EVERY
+from notifications.models import Mail
 from security import tasks
 from security.errors import KeyInUse
 from security.keyring import bundle, deks, erasure, keks, publish, recovery, rewrap, roots, upkeep
@@ -19,6 +21,7 @@ from security.keyring.bundle import Bundle
 from security.keyring.deks import Context
 from security.keyring.seams import seams
 from security.models import PLATFORM, BundleFile, Erasure, KeyEncryptionKey, RootKey
+from tests.cast import make_user
 from tests.security.places import OTHER, OWNER, Faulty, age, lose, make, opens
 from tests.security.test_bundle import content
 
@@ -145,10 +148,10 @@ def test_a_place_that_fails_holds_up_no_other(one: Faulty, two: Faulty, caplog: 
 def test_a_fault_that_nobody_foresaw_holds_up_no_other(two: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
     real = upkeep.tidy
 
-    def tidy(place: Faulty) -> None:
+    def tidy(place: Faulty, *, until: float) -> None:
         if place.name == "one":
             raise LookupError("no such bucket")
-        real(place)
+        real(place, until=until)
 
     monkeypatch.setattr(upkeep, "tidy", tidy)
     keep()
@@ -229,6 +232,40 @@ def test_two_at_once_are_one(one: Faulty) -> None:
         other.close()
     keep()
     assert kinds(one) == ["full"]
+
+
+def test_a_turn_that_is_over_removes_the_rest_in_the_next(one: Faulty) -> None:
+    for _ in range(3):
+        publish.publish(make())
+    for _ in range(2):
+        a_day_later()
+    age(1)
+    upkeep.tidy(one, until=0)
+    assert kinds(one) == ["delta", "delta", "full", "full"]
+    upkeep.tidy(one, until=time.monotonic() + 60)
+    assert kinds(one) == ["full", "full"]
+
+
+def test_people_hear_of_a_place_without_a_whole_keyring(one: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
+    make()
+    assert upkeep.late() == []
+    age(3)
+    assert len(upkeep.late()) == 2
+    keep()
+    assert upkeep.late() == []
+    one.before_put = fail
+    age(3)
+    keep()
+    (sentence,) = upkeep.late()
+    make_user("dana@example.org", staff=True)
+    assert "The place one has had no whole key bundle since" in sentence
+    heard: list[str] = []
+    monkeypatch.setattr(seams, "places_late", [heard.extend, *seams.places_late])
+    tasks.rotate_due()
+    assert heard == [sentence]
+    assert Mail.objects.get(recipient="dana@example.org").subject == "Hearth: key bundles are not written"
+    monkeypatch.setattr(seams, "places", [])
+    assert "HEARTH_KEY_BUNDLES" in upkeep.late()[0]
 
 
 # Root keys

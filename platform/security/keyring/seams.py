@@ -29,6 +29,8 @@ class Seams:
     """One sentence for each key past its rotation: raise an alert."""
     owner_names: list[Callable[[Collection[uuid.UUID]], Mapping[uuid.UUID, str]]] = field(default_factory=list)
     """Owners → the names that people know; whoever is not known is left out."""
+    places_late: list[Callable[[Sequence[str]], None]] = field(default_factory=list)
+    """One sentence for each place that gets no whole key bundle: raise an alert."""
     owner_of_server: list[Callable[[uuid.UUID], uuid.UUID | None]] = field(default_factory=list)
     """Server → the organisation it belongs to, or None for one that is gone, deleted or unknown."""
     places: list[Callable[[], Sequence[Place]]] = field(default_factory=list)

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.db import connection
-from django.db.models import Exists, Max, OuterRef, Q
+from django.db.models import Exists, Max, Min, OuterRef, Q
 
 from audit.services import SYSTEM
 from security.errors import BundleError, SecurityError
@@ -28,7 +28,8 @@ EVERY = timedelta(days=1)
 ABANDONED = timedelta(days=1)
 UNVERIFIED = timedelta(hours=1)
 AT_ONCE = 500
-"""How many files one turn looks into or removes."""
+"""How many files that nobody wrote down one turn looks into."""
+KNOWN = ("name", "pk", "verified", "lost")
 SECONDS = 60.0
 LOCK = 0x4845424B
 FIRST = uuid.UUID(int=0)
@@ -44,7 +45,7 @@ def keep(*, seconds: float) -> None:
             return
         for place in publish.places():
             with _said(place.name):
-                tidy(place)
+                tidy(place, until=end)
                 while due(place) and time.monotonic() < end:
                     write_part(place, *_next(place))
         with _said("erasures"):
@@ -52,7 +53,7 @@ def keep(*, seconds: float) -> None:
                 publish.publish_erasures()
         with _said("root keys"):
             for root in RootKey.objects.filter(state=RootKey.State.READABLE):
-                if not roots.in_use(root):
+                if not publish.root_needed(root) and not roots.in_use(root):
                     roots.retire(SYSTEM, root)
 
 
@@ -91,21 +92,50 @@ def write_part(place: Place, run: uuid.UUID, number: int = 0, after: uuid.UUID =
     return publish.store([place], read)
 
 
-def tidy(place: Place) -> None:
-    """Make the list of bundles agree with what lies at a place, and remove what is needed no more."""
+def tidy(place: Place, *, until: float) -> None:
+    """Make the list of bundles agree with what lies at a place, and remove what is needed no more, until a time of the
+    monotonic clock."""
     began = database_time()
     names = set(Errand(place, place.list).result(SECONDS))
     rows = BundleFile.objects.filter(place=place.name)
-    known = dict(rows.values_list("name", "pk"))
-    rows.filter(lost__isnull=False, name__in=names).update(lost=None)
-    missing = rows.filter(verified__lt=began, lost__isnull=True).exclude(name__in=names)
-    if count := missing.update(lost=began):
-        logger.warning("%d key bundles of the place %s are gone. A whole one is written anew.", count, place.name)
+    # Compared here: there may be more names than a statement takes.
+    known = {name: (pk, verified, lost) for name, pk, verified, lost in rows.values_list(*KNOWN).iterator()}
+    _mark([pk for name, (pk, _, lost) in known.items() if lost and name in names], None)
+    expected = {name: pk for name, (pk, verified, lost) in known.items() if verified and verified < began and not lost}
+    if gone := [pk for name, pk in expected.items() if name not in names]:
+        _mark(gone, began)
+        logger.warning("%d key bundles of the place %s are gone. A whole one is written anew.", len(gone), place.name)
     for name in sorted(names - set(known), reverse=True)[:AT_ONCE]:
         _adopt(place, name)
-    for row in rows.filter(_needless(place.name, began))[:AT_ONCE]:
+    for row in rows.filter(_needless(place.name, began)).iterator():
         Errand(place, functools.partial(place.remove, row.name)).result(SECONDS)
         row.delete()
+        if time.monotonic() > until:
+            return
+
+
+def late() -> list[str]:
+    """Return one sentence for each place that has had no whole keyring for two days."""
+    since = RootKey.objects.aggregate(since=Min("created"))["since"]
+    try:
+        places = publish.places()
+    except BundleError as error:
+        return [str(error)]
+    found = []
+    for place in places:
+        newest = publish.newest_whole(place.name)
+        last = newest[1] if newest else since
+        if last and last < database_time() - 2 * EVERY:
+            found.append(
+                f"The place {place.name} has had no whole key bundle since {last:%d %B %Y}. What is backed up stays "
+                "readable with the database. The log says why; when it is mended, run: manage.py keys publish"
+            )
+    return found
+
+
+def _mark(ids: list[uuid.UUID], lost: datetime | None) -> None:
+    for begin in range(0, len(ids), 5000):
+        BundleFile.objects.filter(pk__in=ids[begin : begin + 5000]).update(lost=lost)
 
 
 def _next(place: Place) -> tuple[uuid.UUID, int, uuid.UUID]:

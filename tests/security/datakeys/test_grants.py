@@ -9,8 +9,11 @@ from datetime import timedelta
 
 import pytest
 from django.db import connection
+from django.test import Client
+from django.urls import reverse
 from django.utils import timezone
 
+from accounts.models import User
 from audit.models import AuditEvent
 from audit.services import SYSTEM
 from security.datakeys import grants
@@ -18,7 +21,8 @@ from security.datakeys.errors import DataKeyRefused, GrantEnded, GrantTaken, Key
 from security.keyring import deks, erasure
 from security.keyring.deks import Context
 from security.keyring.seams import seams
-from security.models import PLATFORM, UnwrapGrant
+from security.models import PLATFORM, BundleFile, UnwrapGrant
+from tests.cast import make_user
 from tests.security.datakeys.conftest import ACME, ELSEWHERE, FOREIGN, HOLDER, OTHER, SOURCE, TARGET
 from tests.together import at_once
 
@@ -168,6 +172,19 @@ def test_old_ones_are_forgotten(grant: Make) -> None:
     expire(old)
     assert grants.forget_old() == 1
     assert UnwrapGrant.objects.get() == live
+
+
+def test_staff_see_who_may_open_what(grant: Make, client_for: Callable[[User], Client]) -> None:
+    BundleFile.objects.create(place="one", name="a.hkb", kind="full", roots=[], created=timezone.now())
+    live, expired, revoked = grant(), grant(target=ELSEWHERE), grant(target=SOURCE)
+    expire(expired)
+    grants.revoke(SYSTEM, revoked.pk, reason="the restore was cancelled")
+    client = client_for(make_user("sally@example.org", staff=True))
+    page = client.get(reverse("admin:security_unwrapgrant_changelist")).content.decode()
+    for words in ("Live", "Expired", "the restore was cancelled", str(live.source)):
+        assert words in page
+    assert "a.hkb" in client.get(reverse("admin:security_bundlefile_changelist")).content.decode()
+    assert client.get(reverse("admin:security_unwrapgrant_change", args=[live.pk])).status_code == 200
 
 
 @pytest.mark.django_db(transaction=True)
