@@ -44,7 +44,11 @@ class KeysChanged(SecurityError):
 
 
 class KeysDamaged(WrongKey):
-    """Some wrapped keys can't be opened. The text names them; all others were done."""
+    """Some wrapped keys can't be opened. The text names them; all others were done, `moved` of them just now."""
+
+    def __init__(self, text: str, *, moved: int = 0) -> None:
+        super().__init__(text)
+        self.moved = moved
 
 
 class LeaseLost(SecurityError):

@@ -67,8 +67,7 @@ class SealedTextField(models.BinaryField):  # type: ignore[type-arg]
 
     def contribute_to_class(self, cls: type[models.Model], name: str, private_only: bool = False) -> None:
         super().contribute_to_class(cls, name, private_only)
-        if not cls._meta.abstract:
-            pre_save.connect(self._look, sender=cls)
+        pre_save.connect(self._look, sender=cls)
 
     def check(self, **kwargs: Any) -> list[checks.CheckMessage]:
         found: list[checks.CheckMessage] = list(super().check(**kwargs))

@@ -217,11 +217,30 @@ def test_reseal(own_file: Path) -> None:
 def test_an_interrupted_root_rotation_goes_on(own_file: Path) -> None:
     keks.ensure_kek(OWNER)
     second = roots.rotate_root(SYSTEM)
-    assert f"{second.id} is active. 1 keys were moved" in keys("rotate-root")
+    text = keys("rotate-root")
+    assert "earlier rotation: 1 keys were moved" in text
+    assert f"{second.id} is active. 0 keys were moved" in text
     assert RootKey.objects.count() == 2
     assert "1 keys were moved" in keys("rotate-root")
     assert RootKey.objects.count() == 3
     assert len(list(own_file.parent.iterdir())) == 3
+
+
+def test_damaged_keys_do_not_keep_a_root_key_for_ever(own_file: Path) -> None:
+    good, damaged = keks.ensure_kek(OWNER), keks.ensure_kek(uuid.uuid4())
+    KeyEncryptionKey.objects.filter(pk=damaged.pk).update(wrapped=b"nonsense")
+    for moved in (1, 1):
+        before = RootKey.objects.get(state="active")
+        with pytest.raises(CommandError, match=f"{moved} keys were moved to the root key .*{damaged.pk}"):
+            keys("rotate-root")
+        good.refresh_from_db()
+        assert good.root != before
+    assert RootKey.objects.count() == 3
+    # One that was interrupted goes on first, and says what it can't move.
+    roots.rotate_root(SYSTEM)
+    with pytest.raises(CommandError, match="1 keys were moved"):
+        keys("rotate-root")
+    assert RootKey.objects.count() == 4
 
 
 def test_bundle_and_restore(own_file: Path, tmp_path: Path) -> None:
@@ -291,10 +310,12 @@ def test_what_could_not_be_rotated_is_told(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_staff_see_the_report_and_no_key(client_for: Callable[[User], Client]) -> None:
     make_late()
+    keks.rotate(SYSTEM, PLATFORM)
     erasure.request(SYSTEM, uuid.uuid4())
     client = client_for(make_user("sally@example.org", staff=True))
     page = client.get(reverse("admin:security_keyencryptionkey_changelist")).content.decode()
     assert "Keys: 1 overdue" in page
+    assert all(word in page for word in ("Overdue", "In time", "replaced"))
     kek = KeyEncryptionKey.objects.get(owner=OWNER)
     one = client.get(reverse("admin:security_keyencryptionkey_change", args=[kek.pk])).content.decode()
     assert bytes(kek.wrapped).hex() not in page + one

@@ -130,7 +130,8 @@ def move_keks(actor: Any) -> int:
         raise KeysDamaged(
             f"{moved} keys were moved to the root key {target.id}, and {len(damaged)} were not: they were changed in "
             f"the database and can't be opened. They are {', '.join(damaged)}. What they protect can't be read until "
-            "they are restored from a key bundle or a backup of the database. Keep the root keys that are there."
+            "they are restored from a key bundle or a backup of the database. Keep the root keys that are there.",
+            moved=moved,
         )
     return moved
 

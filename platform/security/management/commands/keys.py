@@ -15,7 +15,7 @@ from django.core.serializers.json import DjangoJSONEncoder
 
 from audit.services import SYSTEM
 from security import reseal
-from security.errors import SecurityError
+from security.errors import KeysDamaged, SecurityError
 from security.keyring import bundle, keks, publish, recovery, report, rewrap, roots, running, upkeep
 from security.keyring.places import FolderPlace
 from security.models import PLATFORM, KeyEncryptionKey, Rewrap, RootKey
@@ -127,9 +127,8 @@ class Command(BaseCommand):
         self._new_root("hsm")
 
     def _new_root(self, kind: str | None) -> None:
-        # A second call after an interruption goes on; it makes no further root key.
         present = roots.ensure_root()
-        if present.kind != kind if kind else not roots.unmoved(present).exists():
+        if present.kind != kind if kind else not self._interrupted(present):
             present = roots.rotate_root(SYSTEM, kind=kind)
         self.stdout.write(f"The root key {present.id} is active. {roots.move_keks(SYSTEM)} keys were moved to it.")
         for root in RootKey.objects.filter(state=RootKey.State.READABLE):
@@ -140,6 +139,19 @@ class Command(BaseCommand):
                 "as long as backups of the database from before this move are kept."
             )
         self._backup()
+
+    def _interrupted(self, present: RootKey) -> bool:
+        """Tell whether an earlier rotation is to be finished first; that makes no further root key."""
+        if not roots.unmoved(present).exists():
+            return False
+        try:
+            self.stdout.write(f"Finished an earlier rotation: {roots.move_keks(SYSTEM)} keys were moved.")
+        except KeysDamaged as error:
+            # With nothing left but damaged keys it is as finished as it can be.
+            if error.moved:
+                raise
+            return False
+        return True
 
     def _bundle(self, options: dict[str, Any]) -> None:
         owners = [_owner(owner) for owner in options["owner"]] if options["owner"] else None
