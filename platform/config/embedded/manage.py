@@ -18,7 +18,7 @@ def environment() -> dict[str, str]:
     """Return what `manage.py` is started with, or end with a sentence where no Hearth runs there."""
     settings = read()
     state = Path(settings["HEARTH_STATE"]).expanduser().resolve()
-    services = {"DATABASE_URL": Postgres(state), "REDIS_URL": Redis(state)}
+    services: dict[str, Postgres | Redis] = {"DATABASE_URL": Postgres(state), "REDIS_URL": Redis(state)}
     for name, service in services.items():
         if not settings[name] and not service.socket.exists():
             sys.exit(f"No Hearth runs on {state}. Nothing was done. Start it (make run), or set HEARTH_STATE.")
