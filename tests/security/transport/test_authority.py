@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import uuid
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +25,7 @@ from django.utils import timezone
 from audit.models import AuditEvent
 from security.transport import authority, tasks
 from security.transport.errors import RequestError
-from security.transport.identities import Identity, of_certificate
+from security.transport.identities import of_certificate
 from security.transport.models import Authority
 from tests.security.transport.pki import AGENT, LISTENER, csr
 from tests.together import at_once
@@ -304,4 +303,3 @@ def test_its_words() -> None:
     authority.trust()
     made = Authority.objects.get()
     assert str(made) == f"internal authority {str(made.pk)[:8]}"
-    assert Identity("agent", str(uuid.UUID(int=1)))

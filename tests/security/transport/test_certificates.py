@@ -16,7 +16,6 @@ from security.transport import authority, certificates, tls
 from security.transport.certificates import LISTENER, Keeper, Mounted, Own
 from security.transport.errors import CertificateError
 from security.transport.files import Files
-from security.transport.identities import Identity
 from security.transport.models import Authority
 from security.transport.requests import private_pem
 from security.transport.tls import LiveContext, Material, client_context, server_context
@@ -255,7 +254,3 @@ def test_refusals_are_counted_not_repeated(caplog: pytest.LogCaptureFixture) -> 
         "The internal listener refused a connection: http request.",
         "The internal listener refused a connection: unknown ca (99 more since the last such line).",
     ]
-
-
-def test_who_the_listener_is() -> None:
-    assert Identity("hearth", "listener") == LISTENER

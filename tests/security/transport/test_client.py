@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
-import ssl
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
@@ -16,8 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from security.transport.client import InternalClient
 from security.transport.errors import CallRefused, CertificateError, NotTrusted, Unreachable
 from security.transport.files import Files
-from security.transport.identities import Identity
-from security.transport.tls import Material
+from security.transport.tls import Material, client_context
 from tests.bench.floor import free_ports
 from tests.security.transport.pki import AGENT, HOUR, LISTENER, Ca, store
 from tests.security.transport.running import LOOPS, Given, Running, running
@@ -259,5 +258,17 @@ def test_many_threads_share_one_client(hearth: Running, files: Files) -> None:
 
 def test_no_secret_is_shown(files: Files) -> None:
     assert "PRIVATE" not in repr(files.read()) + repr(files)
-    assert ssl.HAS_TLSv1_3
-    assert Identity.parse(AGENT.uri) == AGENT
+
+
+def test_a_callers_context_serves_event_loops_too(hearth: Running, files: Files) -> None:
+    async def call() -> bytes:
+        context = client_context(files.read())
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", hearth.port, ssl=context, server_hostname="localhost"
+        )
+        writer.write(b"GET /text HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+        return answer
+
+    assert asyncio.run(call()).endswith(b"hello")

@@ -19,7 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from security.transport import listener, tls
 from security.transport.identities import Identity
-from security.transport.tls import LiveContext, Material, client_context, server_context
+from security.transport.tls import Material, client_context
 from tests.security.transport.pki import AGENT, LISTENER, Ca
 from tests.security.transport.running import LOOPS, Given, Running, read, running, until
 
@@ -346,8 +346,8 @@ def test_stopping_what_never_started_is_fine() -> None:
     asyncio.run(Running(Given(None)).listener.stop())
 
 
-def test_the_key_is_never_on_a_disk_nor_in_a_repr() -> None:
-    material = CA.material(LISTENER)
-    context = server_context(material)
-    assert isinstance(context, LiveContext)
-    assert "PRIVATE" not in repr(material)
+def test_stopping_what_waits_for_its_certificate_is_fine(loop: str) -> None:
+    with running(Given(None), loop=loop, wait=False) as hearth:
+        until(lambda: hearth.keeper._fault)
+    with pytest.raises(ConnectionRefusedError):
+        hearth.plain()
