@@ -363,6 +363,8 @@ def test_the_command_publishes_and_restores(one: Faulty, two: Faulty, monkeypatc
     assert "from 2 bundles" in command("restore-bundles", f"one:{one.folder.path}")
     with pytest.raises(CommandError, match="not empty"):
         command("restore-bundles")
+    with pytest.raises(CommandError, match="Name each place"):
+        command("restore-bundles", "one")
 
 
 def test_the_command_bundles_one_owner(tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def publish_keys(server: uuid.UUID, data_keys: Sequence[uuid.UUID]) -> None:
     if not 0 < len(wanted) <= MOST:
         raise Malformed(f"Name 1 to {MOST} data keys at once. Nothing was published.")
     owner = _owner(server)
+    _allow(allowances.PUBLISHED, server, len(wanted))
     mine = DataKey.objects.filter(pk__in=wanted, owner=owner, server=server, purpose__startswith=BACKUP)
     if mine.count() != len(wanted):
         raise NotFound
@@ -105,9 +106,9 @@ def publish_keys(server: uuid.UUID, data_keys: Sequence[uuid.UUID]) -> None:
         _publishing.release()
 
 
-def _allow(buckets: Sequence[allowances.Bucket], server: uuid.UUID) -> None:
+def _allow(buckets: Sequence[allowances.Bucket], server: uuid.UUID, amount: int = 1) -> None:
     for bucket in buckets:
-        bucket.take(str(server))
+        bucket.take(str(server), amount)
 
 
 def _owner(server: uuid.UUID) -> uuid.UUID:

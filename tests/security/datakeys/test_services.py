@@ -356,6 +356,18 @@ def test_an_agent_that_loops_is_stopped_and_disturbs_nobody(monkeypatch: pytest.
     assert refused.value.wait == 1000
 
 
+@pytest.mark.usefixtures("folders")
+def test_an_agent_that_publishes_again_and_again_fills_no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allowances, "PUBLISHED", (Bucket("published", 5, 0.5),))
+    ids = [backed_up()[0] for _ in range(3)]
+    services.publish_keys(SOURCE, ids)
+    with pytest.raises(errors.TooMany) as refused:
+        services.publish_keys(SOURCE, ids)
+    assert refused.value.wait == 6
+    services.publish_keys(SOURCE, ids[:2])
+    assert BundleFile.objects.count() == 2
+
+
 def test_guesses_are_counted_too(monkeypatch: pytest.MonkeyPatch, grant: Make) -> None:
     monkeypatch.setattr(allowances, "UNWRAP", (Bucket("unwrap", 2, 1),))
     for _ in range(2):
@@ -380,7 +392,7 @@ def test_full_buckets_are_forgotten() -> None:
     assert allowances.forget_old() == 0
     later(3 * 86_400)
     assert allowances.forget_old() == 1
-    assert all(bucket.burst / bucket.rate < 2 * 86_400 for bucket in (*allowances.FRESH, *allowances.UNWRAP))
+    assert all(bucket.burst / bucket.rate < 2 * 86_400 for bucket in (*allowances.FRESH, *allowances.PUBLISHED))
 
 
 @pytest.mark.django_db(transaction=True)

@@ -173,6 +173,8 @@ class Command(BaseCommand):
 
     def _restore_bundles(self, options: dict[str, Any]) -> None:
         given = [entry.partition(":") for entry in options["places"]]
+        if not all(name and path for name, _, path in given):
+            raise CommandError("Name each place as `name:/path`, such as east:/mnt/east. Nothing was restored.")
         places = [FolderPlace(name, Path(path)) for name, _, path in given] or publish.places()
         done = recovery.from_places(SYSTEM, places)
         self.stdout.write(f"Restored {done.data_keys} data keys from {done.bundles} bundles.")
