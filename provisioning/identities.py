@@ -43,7 +43,8 @@ def certify(server_id: uuid.UUID, provider: Provider, *, fence: int) -> None:
     except SecurityError as error:
         log.warning("certificate_not_issued", server=name, error=str(error))
         raise ProviderError(
-            "Hearth's own authority could not sign the certificate of this server's agent. Nothing was changed.",
+            "Hearth could not sign the certificate by which this server's agent speaks to it. Your data is untouched. "
+            "Try again; if it fails again, ask support.",
             code="CertificateNotIssued",
         ) from None
     provider.install_certificate(name, chain=issued.chain, trust=issued.trust, address=address(), fence=fence)
@@ -64,6 +65,8 @@ def help_agents(provider: Provider, seen: Iterable[Observation]) -> int:
             certify(uuid.UUID(one.server_id), provider, fence=last_fence(uuid.UUID(one.server_id)))
         except ProviderError as error:
             log.warning("agent_not_helped", server=one.server_id, reason=one.certificate_wanted, error=str(error))
+            if error.code == "AgentUnreachable":
+                break  # then none of them can be helped, and each would cost as long
             continue
         del _tried[one.server_id]
         given += 1

@@ -210,7 +210,7 @@ STEPS: dict[str, tuple[Step, ...]] = {
         STORAGE,
         CONFIGURATION,
         # Nobody needs it before the first backup, and the start is a second of waiting: so it costs no time.
-        Step("identity", "Give its agent an identity", identity, beside="start"),
+        Step("identity", "Connect it securely to Hearth", identity, beside="start"),
         START,
         Step("accounts", "Make the admin account", accounts),
         CHECKS,

@@ -69,7 +69,7 @@ def test_it_works(server: Server, provider: ScriptedProvider, credentials: Crede
     operation = carry_out(server)
     assert operation.state == "succeeded", operation.error
     step = operation.steps.get(name="identity")
-    assert (step.state, step.title) == ("done", "Give its agent an identity")
+    assert (step.state, step.title) == ("done", "Connect it securely to Hearth")
     given = provider.installed[str(server.pk)]
     credentials.install(given["chain"], given["trust"], given["address"])  # the agent takes it
     assert credentials.wanted() == ""
@@ -133,7 +133,7 @@ def test_an_authority_that_fails_in_passing(
     lines = list(operation.events.filter(step="identity", level="warning").values_list("message", flat=True))
     assert len(lines) == 2
     assert "could not sign" in lines[0]
-    assert "Nothing was changed" in lines[0]
+    assert "Your data is untouched" in lines[0]
     assert "4711" not in "".join(lines)
     assert provider.calls.count("configure") == 1
     assert str(server.pk) in provider.installed
