@@ -13,7 +13,7 @@ import contextlib
 import ssl
 import threading
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -66,6 +66,12 @@ class InternalClient:
         A certificate that has expired can't renew itself: that is `CertificateError`, and Hearth must give a new one.
         """
         material, _ = self._ready()
+        now = now or datetime.now(UTC)
+        if now >= material.not_after:
+            raise CertificateError(
+                f"The certificate of {material.identity} ended at {material.not_after.isoformat()}, or this machine's "
+                "clock is wrong. It can't renew itself any more: Hearth has to give a new one."
+            )
         if material.is_due(now):
             self.renew()
             return True

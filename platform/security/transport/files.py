@@ -6,6 +6,7 @@ present one (`<key>.next`) until the certificate for it is there: wherever a ren
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,10 +83,15 @@ class Files:
 
 
 def write(path: Path, text: str) -> None:
-    """Replace a file in one step, readable by its owner alone; after a crash it holds the old text or the new one."""
-    new = path.with_name(f".{path.name}.new")
+    """Replace a file in one step; after a crash it holds the old text or the new one.
+
+    It belongs to whom the folder belongs to (root writes for Prometheus' user), who alone can read it.
+    """
+    new, folder = path.with_name(f".{path.name}.new"), path.parent.stat()
     new.unlink(missing_ok=True)
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        with contextlib.suppress(PermissionError):  # only root may give away
+            os.fchown(file.fileno(), folder.st_uid, folder.st_gid)
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -32,11 +32,14 @@ class InternalHandler(ASGIHandler):
         nothing: list[Any] = []
         self._view_middleware = self._template_response_middleware = self._exception_middleware = nothing
         plain = self._get_response  # type: ignore[attr-defined]  # Django's stubs leave it out
-        self._middleware_chain = sync_to_async(self._bound(convert_exception_to_response(plain)), thread_sensitive=True)
+        view = sync_to_async(self._bound(convert_exception_to_response(plain)), thread_sensitive=True)
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async with self._turns:
-            await super().__call__(scope, receive, send)
+        async def in_turn(request: HttpRequest) -> HttpResponse:
+            # The call has been read to its end by now: a slow caller keeps nobody else waiting.
+            async with self._turns:
+                return await view(request)
+
+        self._middleware_chain = in_turn
 
     def _bound(self, answer: Callable[[HttpRequest], Any]) -> Callable[[HttpRequest], HttpResponse]:
         """Bind request id and address, for logs and the trail. The address is the connection's: no header is asked."""

@@ -29,9 +29,10 @@ from security.transport.certificates import Own
 from security.transport.client import InternalClient
 from security.transport.errors import CallRefused, Unreachable
 from security.transport.files import Files
-from security.transport.handler import InternalHandler
+from security.transport.handler import AT_ONCE, InternalHandler
 from security.transport.identities import CALLER, Identity
 from security.transport.places import internal_hosts
+from security.transport.tls import client_context
 from tests.security.transport.pki import AGENT, SERVER, csr
 from tests.security.transport.running import Running, running
 
@@ -293,3 +294,14 @@ def test_an_agent_that_ran_away_is_held_back(client_of: ClientOf, monkeypatch: p
     agent.sign(csr())
     found = refusal(lambda: agent.sign(csr()))
     assert (found.status, found.type) == (429, "too-many")
+
+
+def test_callers_who_send_slowly_keep_nobody_waiting(client_of: ClientOf, hearth: Running, tmp_path: Path) -> None:
+    agent = client_of(AGENT)
+    context = client_context(Files(*(tmp_path / "agent" / f"{n}.pem" for n in ("certificate", "key", "trust"))).read())
+    slow = [hearth.connect(context) for _ in range(2 * AT_ONCE)]
+    for each in slow:
+        each.sendall(b"POST /who HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    assert agent.get("/who").status_code == 200
+    for each in slow:
+        each.close()

@@ -169,6 +169,8 @@ def test_renewal_is_for_whom_it_is_due(hearth: Running, files: Files, monkeypatc
         assert not calling.renew_if_due(now + HOUR)
         assert calling.renew_if_due(now + 1.5 * HOUR)
         assert calling.renew_if_due(now - HOUR)  # a clock was wrong
+        with pytest.raises(CertificateError, match="Hearth has to give a new one"):
+            calling.renew_if_due(now + 2 * HOUR)
     assert renewed == [1, 1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,17 @@ def test_a_certificate_for_prometheus(tmp_path: Path) -> None:
 
 
 @pytest.mark.django_db
+def test_the_files_belong_to_whom_the_folder_belongs_to(tmp_path: Path) -> None:
+    folder = tmp_path / "prometheus"
+    folder.mkdir()
+    owner = os.geteuid() or 65534  # only root may give files away
+    os.chown(folder, owner, -1)
+    run("issue", "metrics", "prometheus", str(folder))
+    assert {path.stat().st_uid for path in folder.iterdir()} == {owner}
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+
+
+@pytest.mark.django_db
 def test_what_can_not_be_issued(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match="named by its server's UUID"):
         run("issue", "agent", SERVER.replace("-", ""), str(tmp_path))
@@ -55,7 +67,7 @@ def test_what_can_not_be_issued(tmp_path: Path) -> None:
 @pytest.mark.django_db
 def test_the_authority_is_shown_and_replaced() -> None:
     assert run("show") == ""
-    assert "is the only one that is trusted" in run("replace-authority")
+    assert "the only one that the listener trusts" in run("replace-authority")
     assert str(Authority.objects.get()) in run("show")
     run("replace-authority")
     assert run("show").count("signs from") == 2

@@ -24,7 +24,7 @@ from tests.security.transport.pki import LISTENER, Ca, store
 from tests.security.transport.running import until
 from tests.stack import ROOT, Stack
 
-LIFE = 15
+LIFE = 9
 """Seconds that a certificate lives here."""
 
 
@@ -94,7 +94,7 @@ def test_certificates_renew_by_themselves_and_nothing_takes_the_listener_down(st
             database.resume()
         renewals = 0
         end = time.monotonic() + 90
-        while renewals < 2 or listeners_certificate(stack, folder) == first:
+        while renewals < 1 or listeners_certificate(stack, folder) == first:
             assert time.monotonic() < end
             with contextlib.suppress(NotTrusted):  # the machine slept through a whole life of a certificate
                 renewals += calling.renew_if_due()

@@ -59,6 +59,6 @@ class Command(BaseCommand):
     def _replace_authority(self, options: dict[str, Any]) -> None:  # noqa: ARG002 (as the others)
         made = authority.replace(SYSTEM)
         self.stdout.write(
-            f"{made} signs from now on, and is the only one that is trusted. Hearth's own agents get new certificates "
-            "within minutes; issue those of others anew: manage.py certificate issue …"
+            f"{made} signs from now on. Within a minute it is the only one that the listener trusts, and within "
+            "minutes Hearth's own agents have new certificates. Issue those of others anew: manage.py certificate issue"
         )
