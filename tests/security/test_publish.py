@@ -12,6 +12,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
 from pytest_django import Settings
 
@@ -193,6 +194,15 @@ def test_there_must_be_places_of_different_names(one: Faulty, monkeypatch: pytes
         publish.publish(make())
 
 
+def test_what_the_keyring_asks_is_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seams, "places", [])
+    before = (list(seams.root_needed), list(seams.copies_until))
+    assert publish.root_needed in before[0]
+    assert publish.copies_until in before[1]
+    apps.get_app_config("security").ready()
+    assert (seams.root_needed, seams.copies_until) == before
+
+
 def test_root_keys_that_change_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = make()
     real = bundle.needed_roots
@@ -253,6 +263,8 @@ def test_files_are_whole_and_private(tmp_path: Path) -> None:
     (path / "taken.hkb").mkdir()
     with pytest.raises(PlaceError, match="Is a directory"):
         place.put("taken.hkb", b"2")
+    with pytest.raises(PlaceError, match="could not be removed"):
+        place.remove("taken.hkb")
     (path / "taken.hkb").rmdir()
     assert [each.name for each in path.iterdir()] == ["one.hkb"]
     (path / "notes.txt").write_text("not a bundle")
