@@ -72,8 +72,8 @@ class Errand(Generic[T]):
         try:
             return self._future.result(max(seconds, 0.0))
         except TimeoutError:
-            if self._future.done():  # the call itself raised it
-                raise
+            if self._future.done():  # at the last moment, or the call itself raised it
+                return self._future.result()
         with self._lock:
             self._hanging[self._place.name] += 1
         self._future.add_done_callback(self._ended)
