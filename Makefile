@@ -1,7 +1,7 @@
 # `make run` and `make test` do all their own set-up. `make` alone lists the rest.
 .SHELLFLAGS := -ec
 .DEFAULT_GOAL := help
-.PHONY: help run test lint smoke chaos bench cluster clean hooks venv venv-dev
+.PHONY: help run manage test lint smoke chaos bench cluster fuzz coverage-security clean hooks venv venv-dev
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,12 +18,19 @@ TEST_WORKERS ?= 3
 ON_CLUSTER := operator chart
 NODES ?= 3
 PYTEST ?=
+RUNS ?= 1000000
+SEED ?= 1
+DO ?= help
+COVERAGE := var/test/coverage-security
 
 help:  ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 run: venv  ## Run Hearth on this machine until Ctrl-C (HEARTH_PORT=8001 and other settings: docs/settings.md)
 	@exec $(WITH_MAKE) $(BIN)/python -m config.embedded
+
+manage: venv  ## Run a command on the Hearth that `make run` started: make manage DO="keys show"
+	@exec $(BIN)/python -m config.embedded.manage $(DO)
 
 test: venv-dev  ## Run all tests; sets up what they need (PYTEST="-k name" narrows them)
 	@$(BIN)/python -m tests.prepare
@@ -53,6 +60,15 @@ bench: venv-dev  ## Run one measurement: BENCH=name runs tests/bench/name.py
 
 cluster: venv-dev  ## Run a Kubernetes control plane for development until Ctrl-C, and print its KUBECONFIG (NODES=3)
 	@exec $(WITH_MAKE) $(BIN)/python -m tests.cluster --nodes $(NODES)
+
+fuzz: venv-dev  ## Feed mutated streams to every reader: make fuzz RUNS=1000000 SEED=1
+	@$(BIN)/python -m tests.security.streams.fuzz --runs $(RUNS) --seed $(SEED)
+
+coverage-security: venv-dev  ## Fail unless the tests of platform/security take every branch of it
+	@$(BIN)/python -m tests.prepare --no-browser --no-cluster
+	@$(BIN)/python -m coverage run --data-file=$(COVERAGE) --branch --source=platform/security --omit='*/migrations/*' \
+		-m pytest tests/security -q -n0 $(PYTEST)
+	@$(BIN)/python -m coverage report --data-file=$(COVERAGE) --show-missing --skip-covered --fail-under=100
 
 hooks: venv-dev  ## Check each commit before it is made (git hooks)
 	@$(BIN)/pre-commit install

@@ -9,7 +9,7 @@ class ProvisioningConfig(AppConfig):
 
     def ready(self) -> None:
         """Answer for regions, and hear of changes."""
-        from provisioning import fleet, services  # noqa: PLC0415 (they need the models)
+        from provisioning import fleet, metrics, services  # noqa: F401, PLC0415 (they need the models)
 
         seams.register_regions(fleet.open_regions)
         seams.register_wake(services.desired_changed)

@@ -9,10 +9,14 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from datetime import timedelta
 
 import structlog
-from django.db import InterfaceError, OperationalError
+from django.db import InterfaceError, OperationalError, connection
+from django.db.models import QuerySet
 from django.db.models.functions import Now
 
 from provisioning import leases, services
@@ -21,7 +25,7 @@ from provisioning.models import Operation, OperationEvent, OperationStep, Server
 from provisioning.providers.base import Observation, ProviderError, StaleFence
 from provisioning.spec import carried_out, decide
 from provisioning.status_writer import publish
-from provisioning.steps import Context, find
+from provisioning.steps import Context, Step, find, together
 
 State, StepState, Level = Operation.State, OperationStep.State, OperationEvent.Level
 MAX_ATTEMPTS = 5
@@ -67,26 +71,48 @@ def _steps(context: Context) -> None:
     lease = context.lease
     with lease.write():
         publish(lease.operation.server_id)
-    todo = lease.operation.steps.exclude(state=StepState.DONE).values_list("name", flat=True)
-    for name in list(todo):
-        context.step = name
-        if not _begin(context, name):
+    todo = list(lease.operation.steps.exclude(state=StepState.DONE).values_list("name", flat=True))
+    while todo:
+        steps = together(lease.operation.kind, todo)
+        context.step = steps[-1].name
+        if not _begin(context, steps):
             return
         began = time.monotonic()
-        find(lease.operation.kind, name).run(context)
+        _run(context, steps)
         with lease.write(attempts=0):
-            _step(lease, name).update(state=StepState.DONE, finished=Now())
-            lease.event(f"Done in {time.monotonic() - began:.1f} s.", step=name)
+            _rows(lease, steps).update(state=StepState.DONE, finished=Now())
+            lease.event(f"Done in {time.monotonic() - began:.1f} s.", step=steps[-1].name)
+        del todo[: len(steps)]
     _succeed(lease)
 
 
-def _step(lease: Lease, name: str):  # type: ignore[no-untyped-def]
-    return OperationStep.objects.filter(operation=lease.operation, name=name)
+def _run(context: Context, steps: Sequence[Step]) -> None:
+    *beside, main = steps
+    if not beside:
+        main.run(context)
+        return
+    with ThreadPoolExecutor(len(beside)) as threads:
+        others = [threads.submit(copy_context().run, _apart, step, context) for step in beside]
+        main.run(context)
+    for step, other in zip(beside, others, strict=True):
+        context.step = step.name  # if it failed, that is where
+        other.result()
 
 
-def _begin(context: Context, name: str) -> bool:
-    """Mark the step as running. False: the operation was cancelled, given up or handed back: not ours any more."""
-    lease, step = context.lease, find(context.operation.kind, name)
+def _apart(step: Step, context: Context) -> None:
+    try:
+        step.run(context)
+    finally:
+        connection.close()  # this thread's own
+
+
+def _rows(lease: Lease, steps: Sequence[Step]) -> QuerySet[OperationStep]:
+    return OperationStep.objects.filter(operation=lease.operation, name__in=[step.name for step in steps])
+
+
+def _begin(context: Context, steps: Sequence[Step]) -> bool:
+    """Mark the steps as running. False: the operation was cancelled, given up or handed back: not ours any more."""
+    lease, step = context.lease, steps[-1]
     with lease.write() as operation:
         if operation.cancel_requested and services.cancellable(operation):
             services.end_cancelled(operation)
@@ -98,13 +124,14 @@ def _begin(context: Context, name: str) -> bool:
             # Each of these tries ended with its worker: the count is written before the step, so even a step that
             # kills whoever runs it comes to an end.
             message = f"“{step.title}” stopped {MAX_ATTEMPTS} times without an answer. Your data is kept. Try again."
-            _fail(lease, "WorkerLost", message)
+            _fail(context, "WorkerLost", message)
             return False
         Operation.objects.filter(pk=operation.pk).update(attempts=operation.attempts + 1)
-        row = _step(lease, name)
-        row.update(state=StepState.RUNNING, attempts=operation.attempts + 1, finished=None, started=Now())
+        running = {"state": StepState.RUNNING, "attempts": operation.attempts + 1}
+        _rows(lease, steps).update(**running, finished=None, started=Now())
         again = f" (try {operation.attempts + 1} of {MAX_ATTEMPTS})" if operation.attempts else ""
-        lease.event(f"{step.title}{again}", step=name)
+        for each in steps:
+            lease.event(f"{each.title}{again}", step=each.name)
     return True
 
 
@@ -133,7 +160,7 @@ def _expected(context: Context, error: ProviderError) -> None:
     lease, sentence = context.lease, context.lease.redact(str(error))
     with lease.write() as operation:
         if not error.retry or operation.attempts >= MAX_ATTEMPTS:
-            _fail(lease, error.code, sentence)
+            _fail(context, error.code, sentence)
             return
         wait = min(FIRST_WAIT * 2 ** (operation.attempts - 1), LONGEST_WAIT)
         lease.event(f"{sentence} Trying again in {wait:g} s.", step=context.step, level=Level.WARNING)
@@ -148,18 +175,20 @@ def _crashed(context: Context) -> None:
     )
     try:
         with context.lease.write():
-            _fail(context.lease, "InternalError", sentence)
+            _fail(context, "InternalError", sentence)
     except LeaseLostError:
         log.info("operation_taken_over")
     except (OperationalError, InterfaceError):
         log.warning("operation_left_without_database", exc_info=True)
 
 
-def _fail(lease: Lease, code: str, sentence: str) -> None:
-    """End the operation as failed. Call it inside a transaction of the lease."""
-    failed = OperationStep.objects.filter(operation=lease.operation, state=StepState.RUNNING)
-    name = failed.values_list("name", flat=True).first() or ""
-    failed.update(state=StepState.FAILED, finished=Now())
+def _fail(context: Context, code: str, sentence: str) -> None:
+    """End the operation as failed, in the present step. Call it inside a transaction of the lease."""
+    lease = context.lease
+    running = OperationStep.objects.filter(operation=lease.operation, state=StepState.RUNNING)
+    failed = running.filter(name=context.step).update(state=StepState.FAILED, finished=Now())
+    running.update(state=StepState.WAITING)  # what ran beside it
+    name = context.step if failed else ""
     lease.event(sentence, step=name, level=Level.ERROR)
     Operation.objects.filter(pk=lease.operation.pk).update(
         state=State.FAILED, finished=Now(), lease_until=None, lease_owner="", error_code=code[:40], error=sentence

@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 from django.db import DatabaseError, connection, transaction
-from django.db.models import DateTimeField, ExpressionWrapper, F, Q
+from django.db.models import DateTimeField, ExpressionWrapper, F, Max, Q
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Coalesce, Now
 
@@ -50,6 +50,11 @@ def due() -> Q:
     free = Q(lease_until__isnull=True) | Q(lease_until__lt=Now()) | Q(lease_until__gt=from_now(FURTHEST))
     late = Q(run_after__lte=Now()) | Q(run_after__gt=from_now(FURTHEST))
     return Q(state__in=Operation.OPEN) & late & free
+
+
+def last_fence(server_id: uuid.UUID) -> int:
+    """Return the highest fence of all operations on the server; 0 before its first."""
+    return Operation.objects.filter(server=server_id).aggregate(last=Max("fence"))["last"] or 0
 
 
 def claim(operation_id: uuid.UUID) -> Lease | None:

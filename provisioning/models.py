@@ -88,6 +88,7 @@ class Operation(models.Model):
         indexes = [
             models.Index(fields=["run_after"], name="operation_due", condition=Q(state__in=["queued", "running"])),
             models.Index(fields=["server", "-created"], name="operation_by_server"),
+            models.Index(fields=["finished"], name="operation_ended", condition=Q(finished__isnull=False)),
             models.Index(fields=["server", "generation", "state"], name="operation_by_generation"),
         ]
 

@@ -19,7 +19,7 @@ import structlog
 from django.db import DataError, connection
 from django.utils import timezone
 
-from provisioning import checks, samples
+from provisioning import checks, identities, samples
 from provisioning.fleet import provider_for
 from provisioning.models import Operation, Region, ServerSecret, ServerStatus
 from provisioning.providers.base import Observation, ProviderError
@@ -70,7 +70,21 @@ def observe_region(region: Region) -> int:
             log.exception("status_not_written", server=str(status.pk))
     known = {str(status.pk): found.get(status.pk, {}).get("users", status.users) for status in statuses}
     samples.take([item for item in seen.values() if item.server_id in known], known, now)
+    _help_agents(region, statuses, seen, operations)
     return changed
+
+
+def _help_agents(
+    region: Region,
+    statuses: Iterable[ServerStatus],
+    seen: Mapping[str, Observation],
+    operations: Mapping[uuid.UUID, Operation],
+) -> None:
+    """Give agents the certificates that they can't get by themselves, except where an operation works on the server."""
+    busy = {str(key) for key, operation in operations.items() if operation.state in Operation.OPEN}
+    ours = {str(status.pk) for status in statuses} - busy
+    if asking := [item for item in seen.values() if item.server_id in ours]:
+        identities.help_agents(provider_for(region), asking)
 
 
 def deciding_operations(server_ids: list[uuid.UUID]) -> dict[uuid.UUID, Operation]:

@@ -11,14 +11,13 @@ from datetime import timedelta
 from typing import Any
 
 from django.db import IntegrityError, transaction
-from django.db.models import Max
 from django.db.models.functions import Now
 from django.utils import timezone
 
 from audit.services import record
 from provisioning import secrets, wake
 from provisioning.fleet import may_federate
-from provisioning.leases import from_now
+from provisioning.leases import from_now, last_fence
 from provisioning.models import Operation, OperationEvent, OperationStep, Region, ServerSecret, ServerStatus
 from provisioning.spec import decide, wanted
 from provisioning.status_writer import deciding_operation, publish
@@ -62,8 +61,10 @@ def _given_up(server: Server, kind: str) -> bool:
 
 
 def _make(server: Server, kind: Operation.Kind, want: dict[str, Any]) -> Operation:
+    # Providers remember the highest fence of a server, so it must rise from one operation to the next too.
+    fence = last_fence(server.pk)
     operation = Operation.objects.create(
-        server=server, kind=kind, generation=server.generation, wanted=want, run_after=Now(), fence=_last_fence(server)
+        server=server, kind=kind, generation=server.generation, wanted=want, run_after=Now(), fence=fence
     )
     OperationStep.objects.bulk_create(
         OperationStep(operation=operation, position=position, name=step.name, title=step.title)
@@ -71,11 +72,6 @@ def _make(server: Server, kind: Operation.Kind, want: dict[str, Any]) -> Operati
     )
     publish(server.pk)
     return operation
-
-
-def _last_fence(server: Server) -> int:
-    # Providers remember the highest fence of a server, so it must rise from one operation to the next too.
-    return Operation.objects.filter(server=server).aggregate(last=Max("fence"))["last"] or 0
 
 
 def cancellable(operation: Operation) -> bool:
@@ -127,7 +123,7 @@ def retry_operation(actor: Any, *, operation: Operation) -> Operation:
     row.steps.exclude(state=StepState.DONE).update(state=StepState.WAITING, finished=None)
     for name, value in _FRESH.items():
         setattr(row, name, value)
-    row.fence = _last_fence(row.server)
+    row.fence = last_fence(row.server_id)
     row.save()
     row.refresh_from_db()
     _event(row, f"{actor} asked to try again.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +10,7 @@ from typing import Any
 
 from django.db.models import F
 
-from provisioning import checks, secrets
+from provisioning import checks, identities, secrets
 from provisioning.fleet import provider_for
 from provisioning.leases import Lease
 from provisioning.matrix import ADMIN, SERVICE, Homeserver
@@ -82,12 +82,17 @@ class Context:
 
 @dataclass(frozen=True)
 class Step:
-    """`commits`: from here on the operation can't be cancelled, because clients or data may notice."""
+    """`commits`: from here on the operation can't be cancelled, because clients or data may notice.
+
+    `beside` names the step right after this one that it runs beside: both begin, are tried again and end as one. It
+    must be short, and writes nothing to the operation itself.
+    """
 
     name: str
     title: str
     run: Callable[[Context], None]
     commits: bool = False
+    beside: str = ""
 
 
 def environment(context: Context) -> None:
@@ -100,6 +105,10 @@ def storage(context: Context) -> None:
 
 def configuration(context: Context) -> None:
     context.provider.configure(context.spec, fence=context.fence, progress=context.log)
+
+
+def identity(context: Context) -> None:
+    identities.certify(context.server.pk, context.provider, fence=context.fence)
 
 
 def start(context: Context) -> None:
@@ -200,6 +209,8 @@ STEPS: dict[str, tuple[Step, ...]] = {
         ENVIRONMENT,
         STORAGE,
         CONFIGURATION,
+        # Nobody needs it before the first backup, and the start is a second of waiting: so it costs no time.
+        Step("identity", "Connect it securely to Hearth", identity, beside="start"),
         START,
         Step("accounts", "Make the admin account", accounts),
         CHECKS,
@@ -222,6 +233,14 @@ STEPS: dict[str, tuple[Step, ...]] = {
         Step("forget", "Forget its secrets", forget),
     ),
 }
+
+
+def together(kind: str, todo: Sequence[str]) -> list[Step]:
+    """Return the steps of `todo` that come next: one, after those that run beside it."""
+    steps = [find(kind, todo[0])]
+    while steps[-1].beside:
+        steps.append(find(kind, steps[-1].beside))
+    return steps
 
 
 def find(kind: str, name: str) -> Step:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.admin import EmptyFieldListFilter
 from django.db.models import Count, Q, QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.http import urlencode
 
-from observability.console import ReadOnlyAdmin, ReadOnlyInline
-from tenants import services
+from observability.console import ReadOnlyAdmin, ReadOnlyInline, moment
+from security.keyring import erasure as keys
+from security.models import Erasure
+from tenants import encryption, services
+from tenants.errors import Refused
 from tenants.models import Domain, Membership, Organisation, Plan, Server, Subscription
 
 
@@ -32,10 +39,14 @@ class OrganisationAdmin(ReadOnlyAdmin):
     list_display = ("name", "slug", "plan", "member_count", "server_count", "created")
     list_filter = ("subscription__plan",)
     search_fields = ("name", "slug", "id", "memberships__user__email")
-    fields = ("name", "slug", "id", "plan", "created")
-    readonly_fields = fields
+    readonly_fields = ("name", "slug", "id", "plan", "created", "key", "rotation", "data_keys", "erasure")
+    fieldsets = (
+        (None, {"fields": ("name", "slug", "id", "plan", "created")}),
+        ("Encryption", {"fields": ("key", "rotation", "data_keys", "erasure")}),
+    )
     list_select_related = ("subscription__plan",)
     inlines = (MembershipInline, ServerInline)
+    actions = ("rotate_key", "request_erasure", "withdraw_erasure")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Organisation]:
         everybody: QuerySet[Organisation] = super().get_queryset(request)
@@ -56,6 +67,108 @@ class OrganisationAdmin(ReadOnlyAdmin):
     @admin.display(description="servers")
     def server_count(self, organisation: Organisation) -> int:
         return int(getattr(organisation, "living", 0))
+
+    @admin.display(description="key")
+    def key(self, organisation: Organisation) -> str:
+        found = _of(organisation)
+        if found.active is None:
+            return "None"
+        words = [f"version {found.active.version}, {found.age_days} days old, under root key {found.active.root_id}"]
+        if found.moving:
+            words.append(f"{found.moving.done} of {found.moving.total} data keys moved. {found.moving.error}".rstrip())
+        query = urlencode({"q": str(organisation.pk)})
+        url = f"{reverse('admin:security_keyencryptionkey_changelist')}?{query}"
+        return format_html('{} (<a href="{}">all versions</a>)', "; ".join(words), url)
+
+    @admin.display(description="next rotation")
+    def rotation(self, organisation: Organisation) -> str:
+        found = _of(organisation)
+        if found.active is None:
+            return ""
+        return f"{moment(found.active.rotate_after)}{', OVERDUE' if found.overdue else ''}"
+
+    @admin.display(description="data keys")
+    def data_keys(self, organisation: Organisation) -> str:
+        return "; ".join(f"{kind.keys:,}: {kind.what} ({kind.cipher})" for kind in _of(organisation).kinds)
+
+    @admin.display(description="erasure")
+    def erasure(self, organisation: Organisation) -> str:
+        end = _of(organisation).ending
+        if end is None:
+            return "Not asked for"
+        row = end.row
+        destroyed = "keys destroyed" if row.destroyed else "keys to be destroyed"
+        complete = "complete" if row.completed else "to be complete"
+        return (
+            f"Asked for {moment(row.requested)}; {destroyed} {moment(row.destroyed or row.destroy_after)}; "
+            f"{complete} {moment(row.completed or end.complete_on)}"
+        )
+
+    @admin.action(description="Rotate the keys", permissions=["act"])
+    def rotate_key(self, request: HttpRequest, organisations: QuerySet[Organisation]) -> None:
+        for organisation in organisations:
+            try:
+                made = services.rotate_keys(actor=request.user, organisation=organisation)
+            except Refused as refusal:
+                self.message_user(request, f"{organisation.name}: {refusal}", messages.ERROR)
+            else:
+                self.message_user(request, f"{organisation.name}: version {made.version} is active.")
+
+    @admin.action(description="Have the keys erased", permissions=["act"])
+    def request_erasure(self, request: HttpRequest, organisations: QuerySet[Organisation]) -> HttpResponse | None:
+        """Ask with the dates first. One at a time: nobody types ten addresses with care."""
+        chosen = list(organisations[:2])
+        if len(chosen) != 1:
+            self.message_user(request, "Choose one organisation. Nothing was changed.", messages.ERROR)
+            return None
+        return _erase(self, request, chosen[0])
+
+    @admin.action(description="Take an erasure of the keys back", permissions=["act"])
+    def withdraw_erasure(self, request: HttpRequest, organisations: QuerySet[Organisation]) -> None:
+        for organisation in organisations:
+            try:
+                services.withdraw_erasure(actor=request.user, organisation=organisation)
+            except Refused as refusal:
+                self.message_user(request, str(refusal), messages.ERROR)
+            else:
+                self.message_user(request, f"{organisation.name} keeps its keys.")
+
+
+def _of(organisation: Organisation) -> encryption.Encryption:
+    """Read it once for a page."""
+    held = organisation.__dict__
+    if "encryption" not in held:
+        held["encryption"] = encryption.of(organisation)
+    found: encryption.Encryption = held["encryption"]
+    return found
+
+
+def _erase(page: OrganisationAdmin, request: HttpRequest, organisation: Organisation) -> HttpResponse | None:
+    """Show the question, or carry out its answer and go back to the list."""
+    refusal = ""
+    if "confirm" in request.POST:
+        try:
+            row = services.request_erasure(
+                actor=request.user, organisation=organisation, confirm=request.POST["confirm"]
+            )
+        except Refused as refused:
+            refusal = str(refused)
+        else:
+            dates = f"destroyed {moment(row.destroy_after)}, complete {moment(keys.complete_on(row))}"
+            page.message_user(request, f"{organisation.name}: the keys are going to be erased ({dates}).")
+            return None
+    row = Erasure.objects.filter(owner=organisation.pk).first() or keys.planned(organisation.pk)
+    context = {
+        **page.admin_site.each_context(request),
+        "title": f"Erase the keys of {organisation.name}",
+        "opts": page.opts,
+        "organisation": organisation,
+        "destroy_after": row.destroy_after,
+        "complete_on": keys.complete_on(row),
+        "refusal": refusal,
+        "back": reverse("admin:tenants_organisation_changelist"),
+    }
+    return TemplateResponse(request, "admin/erase_keys.html", context)
 
 
 @admin.register(Membership)

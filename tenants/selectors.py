@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,12 @@ def organisations_of(user: Any) -> QuerySet[Organisation]:
     """Return the person's organisations with `server_count`."""
     alive = Count("servers", filter=Q(servers__deleted__isnull=True), distinct=True)
     return Organisation.objects.filter(memberships__user_id=user.pk).annotate(server_count=alive)[:SHOWN]
+
+
+def owner_of_server(server_id: uuid.UUID) -> uuid.UUID | None:
+    """Return the organisation of a server; None once everything of it is gone. Until then it may be backed up."""
+    living = Server.objects.filter(pk=server_id, deleted__isnull=True)
+    return living.values_list("organisation_id", flat=True).first()
 
 
 def invitations_for(user: Any) -> QuerySet[Invitation]:

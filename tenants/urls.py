@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from tenants.views import domains, members, organisations, servers
+from tenants.views import domains, keys, members, organisations, servers
 
 SERVER = "o/<slug:slug>/servers/<uuid:server_id>/"
 
@@ -20,6 +20,8 @@ urlpatterns = [
         members.invitation_withdraw,
         name="invitation_withdraw",
     ),
+    path("o/<slug:slug>/keys/", keys.organisation_keys, name="organisation_keys"),
+    path("o/<slug:slug>/keys/rotate/", keys.keys_rotate, name="keys_rotate"),
     path("o/<slug:slug>/domains/", domains.organisation_domains, name="organisation_domains"),
     path("o/<slug:slug>/domains/<uuid:domain_id>/", domains.domain, name="domain"),
     path("o/<slug:slug>/domains/<uuid:domain_id>/check/", domains.domain_check, name="domain_check"),

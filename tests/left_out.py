@@ -7,13 +7,20 @@ from typing import NoReturn
 
 import pytest
 
-from tests.prepare import browser
+from tests.prepare import browser, postgres_tls, redis_tls
 
 
 def need_chromium() -> str:
     """Return the path of Chromium."""
     path = browser()
     return path or leave_out("there is no Chromium. Install your system's package chromium, or run make test as root.")
+
+
+def need_tls_servers() -> None:
+    """Leave the test out where PostgreSQL or Redis with TLS is missing."""
+    for package, there in (("postgresql", postgres_tls), ("redis-server", redis_tls)):
+        if not there():
+            leave_out(f"{package} is missing. Install your system's package, or run make test as root.")
 
 
 def leave_out(why: str) -> NoReturn:

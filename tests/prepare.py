@@ -1,4 +1,4 @@
-"""What the tests need beyond Python packages: Chromium, SoftHSM2, two Synapse environments, a Kubernetes control plane.
+"""What the tests need beyond Python packages: some programs, two Synapse environments, a Kubernetes control plane.
 
 `make test` runs it first. Everything is made once; with all of it there the network is not needed. Where something
 can't be had the tests that need it are left out, loudly; with CI=true that is a failure.
@@ -25,6 +25,9 @@ FOLDER = ROOT / "var" / "test"
 VERSIONS = tuple(release.version for release in RELEASES[:2])
 PACKAGE = "chromium"
 HSM = "softhsm2"
+POSTGRES = "postgresql"
+REDIS = "redis-server"
+INIT = Path("/run/systemd/system")
 SOFTHSM = (
     "/usr/lib/softhsm/libsofthsm2.so",
     "/usr/lib64/pkcs11/libsofthsm2.so",
@@ -36,7 +39,8 @@ def main(arguments: list[str]) -> int:
     """Prepare, and return the exit code."""
     faults = [] if "--no-browser" in arguments else [_browser()]
     faults += [] if "--no-cluster" in arguments else [_cluster()]
-    faults += [_hsm()] + [_environment(version) for version in VERSIONS] + [_s3_provider()]
+    faults += [_hsm(), _postgres_tls(), _redis_tls()]
+    faults += [_environment(version) for version in VERSIONS] + [_s3_provider()]
     faults = [fault for fault in faults if fault]
     for fault in faults:
         _say(f"\n*** LEFT OUT: {fault}\n")
@@ -57,6 +61,18 @@ def hsm() -> str | None:
     return next((path for path in SOFTHSM if program and Path(path).exists()), None)
 
 
+def postgres_tls() -> Path | None:
+    """Return the folder of programs of a PostgreSQL with TLS, or None. The wheel's is built without."""
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return folders[-1].parent if folders else None
+
+
+def redis_tls() -> Path | None:
+    """Return the path of a Redis with TLS, or None. The wheel's is built without."""
+    path = shutil.which("redis-server", path="/usr/bin:/usr/local/bin")
+    return Path(path) if path else None
+
+
 def _browser() -> str:
     return "" if browser() else _install(PACKAGE, "the tests in the browser, because there is no Chromium.", browser)
 
@@ -74,7 +90,24 @@ def _cluster() -> str:
     return ""
 
 
-def _install(package: str, fault: str, there: Callable[[], str | None]) -> str:
+def _postgres_tls() -> str:
+    fault = "the tests of verified database connections, because there is no PostgreSQL with TLS."
+    return "" if postgres_tls() else _install_server(POSTGRES, fault, postgres_tls)
+
+
+def _redis_tls() -> str:
+    fault = "the tests of verified Redis connections, because there is no Redis with TLS."
+    return "" if redis_tls() else _install_server(REDIS, fault, redis_tls)
+
+
+def _install_server(package: str, fault: str, there: Callable[[], object]) -> str:
+    """Install a package that also brings a service, where nothing would start it: only its programs are wanted."""
+    if INIT.exists():
+        return f"{fault} Install your system's package {package}; its service need not run."
+    return _install(package, fault, there)
+
+
+def _install(package: str, fault: str, there: Callable[[], object]) -> str:
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         return f"{fault} Install your system's package {package}."
     _say(f"Installing {package} from the system's packages (once)")

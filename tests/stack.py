@@ -16,6 +16,8 @@ from pathlib import Path
 import httpx
 import psutil
 
+from tests.bench.floor import free_ports
+
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENTS = ROOT / "var" / "test" / "environments"
 
@@ -29,6 +31,7 @@ class Stack:
     settings: dict[str, str] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     process: subprocess.Popen[str] | None = None
+    internal_port: int = field(default_factory=lambda: free_ports(1)[0])
 
     @property
     def url(self) -> str:
@@ -81,6 +84,7 @@ class Stack:
             "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}",
             "HEARTH_STATE": str(self.state),
             "HEARTH_PORT": str(self.port),
+            "HEARTH_INTERNAL_PORT": str(self.internal_port),
             "HEARTH_ENVIRONMENTS": str(ENVIRONMENTS),
             **self.settings,
         }

@@ -5,9 +5,12 @@ class AccountsConfig(AppConfig):
     name = "accounts"
 
     def ready(self) -> None:
-        from accounts import receivers  # noqa: F401, PLC0415 (needs the models)
-        from accounts.reseal import RESEALER  # noqa: PLC0415 (as above)
+        from accounts import alerts, receivers  # noqa: F401, PLC0415 (needs the models)
+        from accounts.reseal import RESEALER, SESSIONS  # noqa: PLC0415 (as above)
+        from security.keyring.seams import seams  # noqa: PLC0415 (as above)
         from security.reseal import resealers  # noqa: PLC0415 (as above)
 
-        if RESEALER not in resealers:
-            resealers.append(RESEALER)
+        if alerts.keys_overdue not in seams.overdue:
+            seams.overdue.append(alerts.keys_overdue)
+            seams.places_late.append(alerts.places_late)
+        resealers.extend(each for each in (RESEALER, SESSIONS) if each not in resealers)

@@ -7,8 +7,11 @@ from collections.abc import Iterator
 
 from allauth.mfa.adapter import get_adapter
 from allauth.mfa.models import Authenticator
+from django.contrib.sessions.models import Session
 from django.db import transaction
 
+from accounts.adapters import TOTP_PURPOSE
+from accounts.sessions import PURPOSE, SessionStore
 from security.errors import UnsealError
 from security.reseal import Resealer
 
@@ -51,4 +54,29 @@ def _rows(stale: list[bytes]) -> Iterator[int]:
             yield row.pk
 
 
-RESEALER = Resealer("second factors", waiting, reseal)
+def sessions_waiting(stale: list[bytes]) -> int:
+    """Return how many sessions are sealed by a key that must go. Those of version 1 are left: they end with it."""
+    return sum(1 for _ in _sessions(stale))
+
+
+def reseal_sessions(stale: list[bytes]) -> tuple[int, list[str]]:
+    """Seal them anew; one that can't be opened is an empty one anyway."""
+    count = 0
+    for key in list(_sessions(stale)):
+        with transaction.atomic():
+            for row in Session.objects.select_for_update().filter(pk=key):
+                row.session_data = SessionStore().encode(SessionStore().decode(row.session_data))
+                row.save(update_fields=["session_data"])
+                count += 1
+    return count, []
+
+
+def _sessions(stale: list[bytes]) -> Iterator[str]:
+    if stale:
+        for row in Session.objects.iterator():
+            if base64.b64decode(row.session_data[:24])[1:17] in stale:
+                yield row.pk
+
+
+RESEALER = Resealer("second factors", waiting, reseal, purposes=(TOTP_PURPOSE,))
+SESSIONS = Resealer("sessions", sessions_waiting, reseal_sessions, purposes=(PURPOSE,))

@@ -1,4 +1,4 @@
-"""The ASGI entry point that the web server loads."""
+"""The ASGI entry point that the web server loads. By its lifespan the internal listener starts and ends beside it."""
 
 import os
 from typing import cast
@@ -9,4 +9,8 @@ from config.body import App, limited
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 
-application = limited(cast("App", get_asgi_application()))
+_pages = limited(cast("App", get_asgi_application()))
+
+from config.internal import with_listener  # noqa: E402 (it needs the apps, which are loaded above)
+
+application = with_listener(_pages)

@@ -5,17 +5,22 @@ The schedule is short and fixed, so nothing of it is kept on disk. `python -m co
 
 from __future__ import annotations
 
+import functools
 import logging
-import os
+import sys
 import time
 from typing import Any
 
-import environ
 import psycopg
 from celery import Celery
 from celery.beat import Scheduler
+from django.core.exceptions import ImproperlyConfigured
 
+from config.connections.database import Database
+from config.connections.redisurl import Redis
+from config.env import read
 from config.schedule import HEARTBEAT, HEARTBEAT_EVERY, TRANSPORT_OPTIONS, broker_url, schedule
+from observability.metrics import CLOCK, CLOCK_FAULTS
 
 logger = logging.getLogger(__name__)
 WRITE = (
@@ -34,27 +39,44 @@ class HeartbeatScheduler(Scheduler):
             self._beat()
         return min(float(super().tick(*args, **kwargs)), HEARTBEAT_EVERY)
 
+    def apply_async(self, entry: Any, *args: Any, **kwargs: Any) -> Any:
+        event = "unsent"
+        try:
+            result = super().apply_async(entry, *args, **kwargs)
+            event = "sent"
+        finally:
+            CLOCK.labels(task=entry.task, event=event).inc()
+        return result
+
     def _beat(self) -> None:
         try:
-            with psycopg.connect(**database_options(os.environ["DATABASE_URL"])) as connection:
+            with psycopg.connect(**settings()[0].psycopg()) as connection:
                 connection.execute(WRITE, (HEARTBEAT,))
         except psycopg.Error as error:
+            CLOCK_FAULTS.inc()
             logger.warning("The heartbeat was not written: %s", error)
 
 
-def database_options(url: str) -> dict[str, Any]:
-    """Return psycopg's options for an address as Django's settings read it."""
-    config = environ.Env.db_url_config(url)
-    names = {"dbname": "NAME", "user": "USER", "password": "PASSWORD", "host": "HOST", "port": "PORT"}
-    given = {option: config[name] for option, name in names.items() if config.get(name)}
-    return {"connect_timeout": 5, **given, **config.get("OPTIONS", {})}
+@functools.cache
+def settings() -> tuple[Database, Redis]:
+    """Return where PostgreSQL and Redis are, read as every other process reads it."""
+    values = read()
+    for name in ("DATABASE_URL", "REDIS_URL"):
+        if not values[name]:
+            raise ImproperlyConfigured(f"{name} is not set. Beat was not started.")
+    return Database.of(values), Redis.of(values)
 
 
 def main() -> None:
     """Run in the foreground until SIGTERM."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    app = Celery("hearth", broker=broker_url(os.environ["REDIS_URL"]), set_as_current=True)
+    try:
+        _, broker = settings()
+    except ImproperlyConfigured as error:
+        sys.exit(str(error))
+    app = Celery("hearth", broker=broker_url(broker.url), set_as_current=True)
     app.conf.update(
+        broker.celery(),
         beat_schedule=schedule(),
         beat_max_loop_interval=1,
         broker_transport_options=TRANSPORT_OPTIONS,

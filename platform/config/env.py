@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,11 @@ from urllib.parse import urlsplit
 import environ
 from django.core.exceptions import ImproperlyConfigured
 
+from config import connections
+from security.transport.places import internal_fault
+
 ROOT = Path(__file__).resolve().parents[2]
+FOLDER = re.compile(r"([a-z0-9][a-z0-9-]{0,39}):(/[^:]+)")
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,22 @@ def _url(*schemes: str) -> Callable[[Any], str]:
     return check
 
 
+def _folders(value: Any) -> str:
+    found = [FOLDER.fullmatch(entry) for entry in value]
+    if not all(found):
+        return "must be `name:/path` entries with commas between, such as `region-one:/srv/keys,region-two:/mnt/keys`"
+    for what, group in (("name", 1), ("folder", 2)):
+        if len({each[group] for each in found if each}) < len(found):
+            return f"names one {what} twice"
+    return ""
+
+
+def _file(value: Any) -> str:
+    if "-----BEGIN" in value:
+        return "must be the path of a PEM file, and it is such a file's content"
+    return "" if value.startswith("/") else f"must be the path of a file, from the root on; it is {value!r}"
+
+
 def _address(value: Any) -> str:
     try:
         ipaddress.ip_address("127.0.0.1" if value == "localhost" else value)
@@ -82,7 +103,8 @@ SETTINGS: tuple[Setting, ...] = (
         "HEARTH_PUBLIC_URL",
         "str",
         "",
-        "The address people type, when a proxy stands in front. Default: `http://localhost:<port>`.",
+        "The address people type, when a proxy stands in front. Default: `http://localhost:<port>`. With `https://` "
+        "everything else is sent there, so the proxy must set X-Forwarded-Proto.",
         check=_url("https", "http"),
     ),
     Setting("HEARTH_ALLOWED_HOSTS", "list", [], "Further host names that the web server answers to."),
@@ -143,6 +165,64 @@ SETTINGS: tuple[Setting, ...] = (
         "How many data keys are rewrapped each second at most, for all organisations together.",
         check=_between(1, 1_000_000),
     ),
+    Setting(
+        "HEARTH_KEY_BUNDLES",
+        "list",
+        [],
+        "Where key bundles are written, `name:/path` each; best on disks of their own. A backup counts only when all "
+        "of them hold its keys. Default: two folders below `key-bundles` in the state folder.",
+        check=_folders,
+    ),
+    Setting(
+        "HEARTH_KEY_BUNDLE_DAYS",
+        "int",
+        14,
+        "How long key bundles are kept. So much later than its keys are destroyed an erasure is complete.",
+        check=_between(2, 365),
+    ),
+    Setting(
+        "HEARTH_INTERNAL_HOST",
+        "str",
+        "127.0.0.1",
+        "The address of the internal listener, which agents, the operator and metrics scrapes call with certificates.",
+        check=_address,
+    ),
+    Setting(
+        "HEARTH_INTERNAL_PORT",
+        "int",
+        0,
+        "The port of the internal listener. 0: HEARTH_PORT + 10000, or - 10000 where there is no such port.",
+        check=_between(0, 65535),
+    ),
+    Setting(
+        "HEARTH_INTERNAL_NAMES",
+        "list",
+        [],
+        "Further names that the internal listener is called by, beside loopback and HEARTH_INTERNAL_HOST.",
+    ),
+    Setting(
+        "HEARTH_INTERNAL_CERTIFICATE",
+        "str",
+        "",
+        "The internal listener's certificate chain, a PEM file (cert-manager). Empty: Hearth's own authority signs.",
+        check=_file,
+    ),
+    Setting("HEARTH_INTERNAL_KEY", "str", "", "The PEM file of its private key.", check=_file),
+    Setting("HEARTH_INTERNAL_TRUST", "str", "", "The PEM file of the authorities it goes with.", check=_file),
+    Setting(
+        "HEARTH_INTERNAL_CERTIFICATE_SECONDS",
+        "int",
+        604_800,
+        "How long a certificate of Hearth's own authority lives; it is renewed after two thirds.",
+        check=_between(5, 1_209_600),
+    ),
+    Setting(
+        "HEARTH_INTERNAL_AUTHORITY_DAYS",
+        "int",
+        365,
+        "How long Hearth's own authority lives; the next one is made when a third is left.",
+        check=_between(90, 3650),
+    ),
     Setting("HEARTH_LOG_FORMAT", "str", "text", "`text` or `json`.", check=_one_of("text", "json")),
     Setting(
         "HEARTH_ENVIRONMENTS",
@@ -159,13 +239,45 @@ SETTINGS: tuple[Setting, ...] = (
         check=_url("postgres", "postgresql"),
     ),
     Setting(
+        "HEARTH_DATABASE_CA",
+        "str",
+        "",
+        "Who may vouch for PostgreSQL: a PEM file. Needed when it is on another host, which is always verified; on "
+        "this one it turns TLS on.",
+        check=_file,
+    ),
+    Setting(
+        "HEARTH_DATABASE_CERTIFICATE",
+        "str",
+        "",
+        "A client certificate to show to PostgreSQL: a PEM file, with HEARTH_DATABASE_KEY.",
+        check=_file,
+    ),
+    Setting("HEARTH_DATABASE_KEY", "str", "", "The PEM file of its key, not readable by others.", check=_file),
+    Setting(
         "REDIS_URL",
         "str",
         "",
-        "Redis to use in place of the embedded one: `redis://host:6379/0`, or `unix:///path?db=0`.",
+        "Redis to use in place of the embedded one: `rediss://user:password@host:6379/0` on another host, here also "
+        "`redis://localhost:6379/0` or `unix:///path?db=0`.",
         secret=True,
         check=_url("redis", "rediss", "unix"),
     ),
+    Setting(
+        "HEARTH_REDIS_CA",
+        "str",
+        "",
+        "Who may vouch for Redis: a PEM file. Needed with `rediss://`.",
+        check=_file,
+    ),
+    Setting(
+        "HEARTH_REDIS_CERTIFICATE",
+        "str",
+        "",
+        "A client certificate to show to Redis: a PEM file, with HEARTH_REDIS_KEY.",
+        check=_file,
+    ),
+    Setting("HEARTH_REDIS_KEY", "str", "", "The PEM file of its key, not readable by others.", check=_file),
 )
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 
@@ -176,7 +288,11 @@ def read(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
     refuse_unknown(values)
     env = environ.FileAwareEnv()
     env.ENVIRON = dict(values)
-    return {setting.name: _cast(env, setting) for setting in SETTINGS}
+    settings = {setting.name: _cast(env, setting) for setting in SETTINGS}
+    connections.check(settings)
+    if fault := internal_fault(settings):
+        raise ImproperlyConfigured(f"{fault} Nothing was started.")
+    return settings
 
 
 def with_files(environment: Mapping[str, str]) -> dict[str, str]:

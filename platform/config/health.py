@@ -19,6 +19,8 @@ from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
+from config import internal
+from config.connections.explain import explain
 from config.schedule import HEARTBEAT, HEARTBEAT_FRESH
 from provisioning.models import Heartbeat
 
@@ -66,17 +68,18 @@ def _database() -> str:
     try:
         with connection.cursor() as cursor:
             cursor.execute("select 1")
-    except DatabaseError:
-        return "The database does not answer."
+    except DatabaseError as error:
+        return f"The database does not answer. {explain(error, 'HEARTH_DATABASE')}".strip()
     return "ok"
 
 
 def _broker() -> str:
     try:
-        with redis.Redis.from_url(settings.REDIS_URL, socket_timeout=2, socket_connect_timeout=2) as client:
+        options = {"socket_timeout": 2, "socket_connect_timeout": 2, **settings.REDIS_OPTIONS}
+        with redis.Redis.from_url(settings.REDIS_URL, **options) as client:
             client.ping()
-    except redis.RedisError:
-        return "Redis does not answer. Work goes on when it is back."
+    except (redis.RedisError, OSError) as error:
+        return f"Redis does not answer. Work goes on when it is back. {explain(error, 'HEARTH_REDIS')}".strip()
     return "ok"
 
 
@@ -107,4 +110,10 @@ def _beat() -> str:
     return "ok"
 
 
-CHECKS: dict[str, Check] = {"database": _database, "broker": _broker, "migrations": _migrations, "beat": _beat}
+CHECKS: dict[str, Check] = {
+    "database": _database,
+    "broker": _broker,
+    "migrations": _migrations,
+    "beat": _beat,
+    "internal listener": internal.state,
+}

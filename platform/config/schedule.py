@@ -22,6 +22,8 @@ EVERY: dict[str, float] = {
     "accounts.tasks.forget_old": 600.0,
     "security.tasks.rewrap_due": 30.0,
     "security.tasks.rotate_due": 600.0,
+    "security.tasks.keep_bundles": 300.0,
+    "security.transport.tasks.renew_authority": 600.0,
 }
 
 
@@ -39,8 +41,7 @@ def broker_url(redis_url: str) -> str:
     if parts.scheme != "unix":
         return redis_url
     number = parse_qs(parts.query).get("db", ["0"])[0]
-    password = f":{parts.password}@" if parts.password else ""
-    return f"redis+socket://{password}{parts.path}?virtual_host={number}"
+    return f"redis+socket://{parts.netloc}{parts.path}?virtual_host={number}"
 
 
 TRANSPORT_OPTIONS: dict[str, Any] = {

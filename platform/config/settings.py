@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import environ
 from csp.constants import NONCE, NONE, SELF
 from django.core.exceptions import ImproperlyConfigured
 
+from config.connections.database import Database
+from config.connections.redisurl import Redis
 from config.env import ROOT, read
 from config.schedule import TRANSPORT_OPTIONS, broker_url
 from observability.logs import logging_config
@@ -49,7 +50,10 @@ SESSION_COOKIE_NAME, CSRF_COOKIE_NAME = (
 )
 SESSION_COOKIE_HTTPONLY = CSRF_COOKIE_HTTPONLY = True
 SECURE_HSTS_SECONDS = 31_536_000 if SECURE else 0
-SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = SECURE
+SECURE_SSL_REDIRECT = SECURE
+# Probes ask on this machine, without the proxy and its TLS, and so does the inbox page, which exists only here.
+SECURE_REDIRECT_EXEMPT = [r"^healthz$", r"^readyz$", r"^inbox/", r"^static/"]
 SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
 if SECURE:
@@ -74,6 +78,7 @@ INSTALLED_APPS = [
     "audit",
     "notifications",
     "security",
+    "security.transport",
     "accounts",
     "tenants",
     "provisioning",
@@ -116,22 +121,24 @@ TEMPLATES = [
     }
 ]
 
-DATABASES = {"default": environ.Env.db_url_config(HEARTH["DATABASE_URL"])}
-DATABASES["default"].setdefault("OPTIONS", {})
-DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
-DATABASES["default"]["OPTIONS"].setdefault("connect_timeout", 5)
-REDIS_URL: str = HEARTH["REDIS_URL"]
+DATABASES = {"default": Database.of(HEARTH).django()}
+_redis = Redis.of(HEARTH)
+REDIS_URL = _redis.url
+REDIS_OPTIONS = _redis.client()
+"""For `redis.Redis.from_url(settings.REDIS_URL, **settings.REDIS_OPTIONS)`, the one way to reach it."""
 CACHES = {
     "default": {
         "BACKEND": "django.core.cache.backends.redis.RedisCache",
         "LOCATION": REDIS_URL,
         "KEY_PREFIX": "hearth",
         # A Redis that hangs must cost a page seconds, not a minute.
-        "OPTIONS": {"socket_timeout": 2, "socket_connect_timeout": 2},
+        "OPTIONS": {"socket_timeout": 2, "socket_connect_timeout": 2, **REDIS_OPTIONS},
     }
 }
 
 CELERY_BROKER_URL = broker_url(REDIS_URL)
+CELERY_BROKER_USE_SSL = _redis.celery().get("broker_use_ssl")
+CELERY_BROKER_TRANSPORT = _redis.celery().get("broker_transport")
 CELERY_BROKER_TRANSPORT_OPTIONS = TRANSPORT_OPTIONS
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_CONNECTION_MAX_RETRIES = None

@@ -5,6 +5,6 @@ class NotificationsConfig(AppConfig):
     name = "notifications"
 
     def ready(self) -> None:
-        from notifications import wake  # noqa: PLC0415 (needs the models)
+        from notifications import metrics, wake  # noqa: F401, PLC0415 (they need the models; the first registers itself)
 
         wake.register()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import time
 import uuid
 from collections.abc import Callable
 
@@ -11,10 +12,16 @@ from django.http import HttpRequest, HttpResponse
 from django.utils.cache import add_never_cache_headers
 
 from observability.context import RequestContext, current
+from observability.metrics import REQUEST_SECONDS, REQUESTS
+
+METHODS = {"GET", "HEAD", "POST", "OPTIONS"}
 
 
 class RequestContextMiddleware:
-    """First in the list, so that every later line and event knows its request. Answers carry `X-Request-ID`."""
+    """First in the list, so that every later line and event knows its request. Answers carry `X-Request-ID`.
+
+    It also counts them, by the page's name: an address that nobody knows must not make a new series.
+    """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
@@ -22,12 +29,23 @@ class RequestContextMiddleware:
     def __call__(self, request: HttpRequest) -> HttpResponse:
         context = RequestContext(request_id=uuid.uuid4().hex, address=client_address(request))
         token = current.set(context)
+        began = time.perf_counter()
         try:
             response = self.get_response(request)
         finally:
             current.reset(token)
         response["X-Request-ID"] = context.request_id
+        count(request, response, time.perf_counter() - began)
         return response
+
+
+def count(request: HttpRequest, response: HttpResponse, seconds: float) -> None:
+    """Count one answer."""
+    found = request.resolver_match
+    page = found.view_name or "unnamed" if found else "none"
+    method = request.method if request.method in METHODS else "other"
+    REQUESTS.labels(page=page, method=method, status=str(response.status_code)).inc()
+    REQUEST_SECONDS.labels(page=page).observe(seconds)
 
 
 def client_address(request: HttpRequest) -> str | None:

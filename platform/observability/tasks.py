@@ -16,12 +16,11 @@ import structlog
 from celery import Task, shared_task
 from django.db import transaction
 from kombu.exceptions import OperationalError
-from prometheus_client import Counter
 
 from observability.context import RequestContext, current
+from observability.metrics import TASKS
 
 logger = logging.getLogger(__name__)
-TASKS = Counter("hearth_tasks", "Celery tasks by what became of them.", ["task", "event"])
 HEADER = "hearth_request_id"
 
 

@@ -1,4 +1,6 @@
+from celery.signals import task_prerun
 from django.apps import AppConfig
+from django.core.signals import request_started
 
 
 class SecurityConfig(AppConfig):
@@ -6,10 +8,13 @@ class SecurityConfig(AppConfig):
     verbose_name = "keys and encryption"
 
     def ready(self) -> None:
-        from security import metrics, reseal  # noqa: PLC0415 (needs the models)
+        from security import metrics, reseal  # noqa: F401, PLC0415 (they need the models; the first registers itself)
+        from security.keyring import generation, publish  # noqa: PLC0415 (as above)
         from security.keyring.seams import seams  # noqa: PLC0415 (as above)
 
-        # Twice in one process where Django makes another registry of apps.
-        metrics.register_once()
+        for begins in (request_started, task_prerun):
+            begins.connect(generation.ask_again, dispatch_uid="security.generation")
         if reseal.needs_key_file not in seams.root_needed:
-            seams.root_needed.append(reseal.needs_key_file)
+            seams.root_needed += [reseal.needs_key_file, publish.root_needed]
+            seams.copies_until.append(publish.copies_until)
+            seams.places.append(publish.folders)

@@ -39,8 +39,24 @@ class KeyInUse(SecurityError):
     """The key still protects something, so it is not destroyed."""
 
 
+class KeysChanged(SecurityError):
+    """The keys were changed again and again while something was being done. Nothing was written; try again."""
+
+
+class KeysDamaged(WrongKey):
+    """Some wrapped keys can't be opened. The text names them; all others were done, `moved` of them just now."""
+
+    def __init__(self, text: str, *, moved: int = 0) -> None:
+        super().__init__(text)
+        self.moved = moved
+
+
 class LeaseLost(SecurityError):
     """Somebody else does this work now. What was done stays, nothing was done twice."""
+
+
+class NotPublished(SecurityError):
+    """Not every place holds the key bundle. What was to be named by a manifest must not be named yet."""
 
 
 class BundleError(SecurityError, ValueError):

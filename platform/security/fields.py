@@ -2,19 +2,25 @@
 
 A value is bound to its table, column, row and owner, so that one copied anywhere else can't be opened there. It is
 sealed when its row is saved and opened when the attribute is first read: listing rows opens nothing.
+
+What would leave a value behind that nobody can open is refused before anything is written: other binding attributes
+without the value, and a value that was never loaded.
 """
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import Any
 
 from django.core import checks
 from django.db import models
 from django.db.models.query_utils import DeferredAttribute
+from django.db.models.signals import pre_save
 from django.views.decorators.debug import sensitive_variables
 
+from security.errors import KeyGone, UnsealError
 from security.models import PLATFORM
 from security.sealing import Place, seal_at, unseal_at
 
@@ -48,7 +54,7 @@ class SealedTextField(models.BinaryField):  # type: ignore[type-arg]
 
     `row` names the attributes that say which row it is; they must be known before the row is saved and stay as they
     are (`pk` where that is a UUID). `owner` is the way to the organisation's id (`server.organisation_id`), under whose
-    key it is sealed; without it the platform's.
+    key it is sealed; without it the platform's. To give a row another name: read the value, then save the whole row.
     """
 
     description = "Text, encrypted at rest"
@@ -58,6 +64,10 @@ class SealedTextField(models.BinaryField):  # type: ignore[type-arg]
         # Neither is part of the schema, so neither is in a migration.
         self.row, self.owner = row, owner
         super().__init__(*args, **kwargs)
+
+    def contribute_to_class(self, cls: type[models.Model], name: str, private_only: bool = False) -> None:
+        super().contribute_to_class(cls, name, private_only)
+        pre_save.connect(self._look, sender=cls)
 
     def check(self, **kwargs: Any) -> list[checks.CheckMessage]:
         found: list[checks.CheckMessage] = list(super().check(**kwargs))
@@ -85,10 +95,57 @@ class SealedTextField(models.BinaryField):  # type: ignore[type-arg]
 
     @sensitive_variables()
     def pre_save(self, model_instance: models.Model, add: bool) -> Any:  # noqa: ARG002 (Django's signature)
-        value = model_instance.__dict__.get(self.attname)
+        if self.attname not in model_instance.__dict__:
+            raise TypeError(
+                f"{self} of {model_instance.pk} was not loaded, so saving it would wipe it. Nothing was written. Leave "
+                "it out of `update_fields`, or read it first."
+            )
+        value = model_instance.__dict__[self.attname]
         if value is None or isinstance(value, Sealed):
+            differ = bool(value) and self._differ(model_instance, [self.model._meta.pk, *self._bound()])
+            if differ or (differ is None and not self._opens(model_instance)):
+                raise self._moved(model_instance)
             return value
         return Sealed(seal_at(str(value).encode(), self.place(model_instance)))
+
+    def _look(self, instance: models.Model, update_fields: Iterable[str] | None, **_: Any) -> None:
+        """Before a save of some columns: value and binding columns are saved together, or they are as they were."""
+        if update_fields is None:
+            return
+        saved = {name for each in self._bound() for name in (each.name, each.attname) if name in update_fields}
+        together = self.name in update_fields or self.attname in update_fields
+        apart = [each for each in self._bound() if saved.isdisjoint((each.name, each.attname)) == together]
+        if self._differ(instance, apart):
+            raise self._moved(instance)
+
+    def _differ(self, instance: models.Model, bound: Sequence[models.Field[Any, Any]]) -> bool | None:
+        """Tell whether these columns hold something else in the database; None where the row is not there."""
+        if not bound:
+            return False
+        names = [each.attname for each in bound]
+        stored = models.QuerySet(type(instance)).filter(pk=instance.pk).values(*names).first()
+        if stored is None:
+            return None
+        return any(stored[name] != instance.__dict__.get(name, stored[name]) for name in names)
+
+    def _moved(self, instance: models.Model) -> TypeError:
+        names = " and ".join(each.name for each in self._bound()) or "its row's key"
+        return TypeError(
+            f"{self} of {instance.pk} is bound to {names}: with another one nobody could open it any more. Nothing was "
+            "written. Read the value before the change, and save the whole row."
+        )
+
+    def _opens(self, instance: models.Model) -> bool:
+        try:
+            self.open(instance.__dict__[self.attname], instance)
+        except (UnsealError, KeyGone):
+            return False
+        return True
+
+    def _bound(self) -> list[models.Field[Any, Any]]:
+        """Return the columns, beside the key, that say which row it is and whose."""
+        first = {way.partition(".")[0] for way in (*self.row, self.owner)}
+        return [each for each in self.model._meta.concrete_fields if not first.isdisjoint((each.name, each.attname))]
 
     def from_db_value(self, value: Any, *_: Any) -> Sealed | None:
         return None if value is None else Sealed(value)

@@ -145,6 +145,100 @@ class Erasure(models.Model):
         return f"erasure of {owner_name(self.owner)}"
 
 
+class Generation(models.Model):
+    """One row. Whoever ends a key gives it another value, so that no process goes on with keys it has open."""
+
+    id = models.PositiveSmallIntegerField(primary_key=True)
+    value = models.UUIDField()
+
+
+class UnwrapGrant(models.Model):
+    """A lease: the agent of `target` may open the data keys of the backups of `source`, until it expires or is revoked.
+
+    `holder` is the operation that restores, `fence` the number it holds its own lease by. A target has one live grant.
+    """
+
+    class Purpose(models.TextChoices):
+        RESTORE = "restore", "Restore"
+        DRILL = "drill", "Drill"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    organisation = models.UUIDField(help_text="Whose backups, and whose the target is.")
+    source = models.UUIDField(help_text="The server whose backups are read.")
+    target = models.UUIDField(help_text="The server whose agent reads them.")
+    purpose = models.CharField(max_length=8, choices=Purpose)
+    holder = models.UUIDField()
+    fence = models.PositiveBigIntegerField()
+    granted_by = models.CharField(max_length=254)
+    reason = models.CharField(max_length=200)
+    created = models.DateTimeField(default=timezone.now, editable=False)
+    expires_at = models.DateTimeField()
+    revoked_at = models.DateTimeField(null=True)
+    revoked_because = models.CharField(max_length=200, blank=True)
+    opened = models.PositiveIntegerField(default=0, help_text="How many data keys were handed out.")
+    last_used = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering = ["-created"]
+        constraints = [
+            # One that has expired stands in nobody's way: whoever opens the next one revokes it.
+            models.UniqueConstraint(
+                fields=["target"], name="grant_once_a_target", condition=models.Q(revoked_at__isnull=True)
+            )
+        ]
+        indexes = [
+            models.Index(fields=["created"], name="grant_by_age"),
+            models.Index(fields=["holder", "fence"], name="grant_by_holder"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.purpose} of server {self.source} into {self.target}"
+
+    @property
+    def owner(self) -> uuid.UUID:
+        return self.organisation
+
+
+class Allowance(models.Model):
+    """How much of something a caller may still ask for: a bucket that fills again with time."""
+
+    name = models.CharField(primary_key=True, max_length=80)
+    left = models.FloatField()
+    at = models.DateTimeField(help_text="When `left` was right.")
+
+
+class BundleFile(models.Model):
+    """A key bundle at a place: written down before the file is, so that no copy of a key is ever unknown."""
+
+    class Kind(models.TextChoices):
+        FULL = "full", "A part of the whole keyring"
+        DELTA = "delta", "Some data keys"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    place = models.CharField(max_length=80)
+    name = models.CharField(max_length=120)
+    kind = models.CharField(max_length=5, choices=Kind)
+    run = models.UUIDField(null=True, help_text="The parts of one whole keyring have one run.")
+    part = models.PositiveIntegerField(default=0)
+    last = models.BooleanField(default=False, help_text="The run's last part.")
+    upto = models.UUIDField(null=True, help_text="The last data key in this part; the next part goes on behind it.")
+    roots = models.JSONField(help_text="The root keys without which it can't be read whole.")
+    size = models.PositiveBigIntegerField(default=0)
+    created = models.DateTimeField(help_text="When the keyring began to be read for it, by the database's clock.")
+    verified = models.DateTimeField(null=True, help_text="When it was read back and found right.")
+    lost = models.DateTimeField(null=True, help_text="When it was found missing at its place.")
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["place", "name"], name="bundle_once_a_place")]
+        indexes = [
+            models.Index(fields=["place", "kind", "created"], name="bundle_by_place"),
+            models.Index(fields=["created"], name="bundle_by_age"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.place}"
+
+
 def owner_name(owner: uuid.UUID) -> str:
     """Return how an owner is called where no higher layer can be asked for a name."""
     return "the platform" if owner == PLATFORM else f"organisation {owner}"

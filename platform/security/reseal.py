@@ -5,19 +5,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from django.apps import apps
 from django.conf import settings
 from django.db import connection, models, transaction
+from django.utils import timezone
 
+from audit.services import SYSTEM, record
 from security.errors import KeyFileError, KeyGone, UnsealError
 from security.fields import SealedTextField
-from security.models import DataKey, RootKey
+from security.models import PLATFORM, DataKey, RootKey
 from security.sources.keyfile import name, read_root
 
 logger = logging.getLogger(__name__)
+IN_FLIGHT = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class Resealer:
     waiting: Callable[[list[bytes]], int]
     reseal: Callable[[list[bytes]], tuple[int, list[str]]]
     """Returns how many, and what could not be opened."""
+    purposes: tuple[str, ...] = ()
+    """What they are sealed for: a data key of one of these is removed when nothing waits for it any more."""
 
 
 resealers: list[Resealer] = []
@@ -58,6 +64,36 @@ def reseal() -> tuple[int, list[str]]:
     for fault in faults:
         logger.warning("%s", fault)
     return done, faults
+
+
+def remove_unused() -> int:
+    """Remove marked data keys of columns and purposes that no value is sealed by any more; return how many.
+
+    One that was marked in the last day stays: a transaction that began before the mark may still write a value by it.
+    """
+    old = DataKey.objects.filter(shared=True, reencrypt__lt=timezone.now() - IN_FLIGHT)
+    return sum(_remove(key) for key in list(old) if _users(key) == 0)
+
+
+def _users(key: DataKey) -> int | None:
+    """Return how many values need a data key; None where nobody looks after all of its purpose's values."""
+    kind, _, purpose = key.purpose.partition(":")
+    if kind == "column":
+        columns = [(m, f) for m, f in columns_of_all() if f"{m._meta.label_lower}.{f.attname}" == purpose]
+        return sum(len(_rows(model, field, [key.pk.bytes])) for model, field in columns) if columns else None
+    found = [each for each in resealers if purpose in each.purposes]
+    return sum(each.waiting([key.pk.bytes]) for each in found) if found else None
+
+
+@transaction.atomic
+def _remove(key: DataKey) -> int:
+    row = DataKey.objects.select_for_update().filter(pk=key.pk).first()
+    if row is None:  # another worker was first
+        return 0
+    organisation = row.owner if row.owner != PLATFORM else None
+    record(actor=SYSTEM, verb="data_key.remove", object=row, organisation_id=organisation)
+    row.delete()
+    return 1
 
 
 def needs_key_file(root: RootKey) -> int:

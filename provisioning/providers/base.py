@@ -77,6 +77,10 @@ class Observation:
     cpu_seconds: float = 0.0
     disk_bytes: int = 0
     media_bytes: int = 0
+    certificate_wanted: str = ""
+    """Why its agent needs a certificate from Hearth, such as `CertificateExpired`; empty while it helps itself."""
+    internal_address: str = ""
+    """Where its agent believes that Hearth listens; empty when it was never told, or needs no telling."""
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -100,6 +104,18 @@ class Provider(Protocol):
 
     def remove(self, server_id: str, *, fence: int, progress: Progress) -> None:
         """Stop it and remove everything of it. Removing what is not there is fine."""
+
+    def certificate_request(self, server_id: str, *, fence: int) -> bytes:
+        """Return a certificate request (PEM) of the server's agent, whose private key stays where it is.
+
+        Empty where the agent gets its certificate in another way, as from cert-manager: then nothing is to be done.
+        """
+
+    def install_certificate(self, server_id: str, *, chain: str, trust: str, address: str, fence: int) -> None:
+        """Give the agent its certificate with those above it, the authorities to trust, and Hearth's internal address.
+
+        `chain` and `trust` are PEM, `address` is `https://host:port`. From then on the agent renews it by itself.
+        """
 
     def observe(self) -> Mapping[str, Observation]:
         """Return every server this provider has, by id, from one call."""

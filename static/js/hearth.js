@@ -106,3 +106,5 @@ localTimes(document);
 
 // After a refused form the first field to mend has the focus.
 document.querySelector("[aria-invalid='true']:not([type='hidden'])")?.focus();
+
+document.querySelector(".tabs [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });

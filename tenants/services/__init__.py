@@ -5,6 +5,7 @@ event, and after the commit wakes whoever carries servers out. `actor` is the pe
 """
 
 from tenants.services.domains import check_domain, claim_domain, remove_domain, revoke_domain
+from tenants.services.keys import request_erasure, rotate_keys, withdraw_erasure
 from tenants.services.members import (
     accept_invitation,
     add_member,
@@ -36,12 +37,15 @@ __all__ = [
     "delete_server",
     "remove_domain",
     "remove_member",
+    "request_erasure",
     "reset_admin_password",
     "restart_server",
     "resume_server",
     "revoke_domain",
+    "rotate_keys",
     "suspend_server",
     "undelete_server",
     "upgrade_server",
+    "withdraw_erasure",
     "withdraw_invitation",
 ]

@@ -13,6 +13,7 @@ from audit.services import record
 from tenants import limits, names, releases, seams
 from tenants.errors import OutOfDate, Refused
 from tenants.models import Domain, Organisation, Server
+from tenants.services.keys import refuse_erasing
 
 DEFAULT_MESSAGE = "This server is suspended by its owner."
 MAX_MESSAGE = 200
@@ -45,6 +46,7 @@ def create_server(
         raise Refused("That region takes no new servers. Choose one from the list.", field="region")
     # The lock comes before every look at what is there: creations of one organisation take turns.
     plan = limits.locked_subscription(organisation).plan
+    refuse_erasing(organisation)
     server_name = _own_name(organisation, domain) if domain else _default_name(label, choice.base_domain)
     used = limits.in_use(organisation)
     limits.check_room(plan, used)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,8 @@ from tenants.releases import newest
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENTS = ROOT / "var" / "test" / "environments"
+PATHS = {"PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}"}
+"""What the agent needs in its environment, as the supervisor gives it."""
 fences = itertools.count(1)
 
 
@@ -55,7 +58,10 @@ class Agent:
         words = ["--state", str(self.state), "--environments", str(ENVIRONMENTS)]
         with (self.state / "agent.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "provisioning.providers.local.agent", *words], cwd=ROOT, stderr=log
+                [sys.executable, "-m", "provisioning.providers.local.agent", *words],
+                cwd=ROOT,
+                env={**os.environ, **PATHS},
+                stderr=log,
             )
         wait_for(self.answers)
 

@@ -16,7 +16,7 @@ from provisioning.matrix import Homeserver as Client
 from provisioning.matrix import MatrixError
 from provisioning.providers.base import ProviderError, StaleFence
 from provisioning.providers.local.keys import new_signing_key, verify_key
-from tests.local.conftest import Agent, Homeserver, fences, quiet, wait_for
+from tests.local.conftest import PATHS, Agent, Homeserver, fences, quiet, wait_for
 
 pytestmark = pytest.mark.xdist_group("agent")  # they share one server
 
@@ -242,7 +242,8 @@ def test_an_orderly_end_stops_everything_and_a_stopped_server_stays_stopped(serv
 
 def test_a_second_agent_on_the_same_folder_is_refused(agent: Agent) -> None:
     words = [sys.executable, "-m", "provisioning.providers.local.agent", "--state", str(agent.state)]
-    second = subprocess.run(words, capture_output=True, text=True, check=False, timeout=20)
+    env = {**os.environ, **PATHS}
+    second = subprocess.run(words, capture_output=True, text=True, check=False, timeout=20, env=env)
     assert second.returncode == 1
     assert "Another agent keeps the servers" in second.stderr
     assert agent.answers()

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from accounts.models import User
+    from provisioning.providers.local.provider import LocalProvider
     from tenants.models import Organisation, Server
     from tests.provisioning.fakes import ScriptedProvider
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -26,6 +35,53 @@ def provider(monkeypatch: pytest.MonkeyPatch, db: None) -> Iterator[ScriptedProv
     with fakes.scripted() as provider:
         monkeypatch.setitem(fleet.MAKERS, "local", lambda: provider)
         yield provider
+
+
+@pytest.fixture
+def state() -> Iterator[Path]:
+    """An agent's state folder, which other users may pass."""
+    from provisioning.providers.local.paths import runtime_dir
+
+    folder = Path(tempfile.mkdtemp(prefix="hearth-real-", dir="/tmp"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(runtime_dir(folder), ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def agent(monkeypatch: pytest.MonkeyPatch, db: None, state: Path) -> Iterator[LocalProvider]:
+    """The agent of this machine, on a state folder of its own, for the region `local`."""
+    from provisioning import engine, fleet
+    from provisioning.providers.base import ProviderError
+    from provisioning.providers.local.paths import agent_socket
+    from provisioning.providers.local.provider import LocalProvider
+    from tests.services import wait
+
+    words = ["--state", str(state), "--environments", str(ROOT / "var" / "test" / "environments")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "provisioning.providers.local.agent", *words],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}"},
+    )
+    provider = LocalProvider(agent_socket(state))
+
+    def answers() -> bool:
+        try:
+            provider.observe()
+        except ProviderError:
+            return False
+        return True
+
+    try:
+        wait(answers)
+        fleet.seed_region()
+        engine.stopping.clear()
+        monkeypatch.setitem(fleet.MAKERS, "local", lambda: provider)
+        yield provider
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 @pytest.fixture

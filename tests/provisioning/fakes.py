@@ -24,9 +24,14 @@ class ScriptedProvider:
 
     url: str
     calls: list[str] = field(default_factory=list)
+    certifying: list[str] = field(default_factory=list)
+    """Its calls about certificates, which run beside others."""
     faults: dict[str, list[Fault]] = field(default_factory=dict)
     specs: dict[str, ServerSpec] = field(default_factory=dict)
     fences: dict[str, int] = field(default_factory=dict)
+    request: bytes = b""
+    """What the agent asks to have signed. Empty, as here, where agents get their certificates elsewhere."""
+    installed: dict[str, dict[str, str]] = field(default_factory=dict)
     observations: dict[str, Observation] = field(default_factory=dict)
     on_start: Callable[[ServerSpec], None] = lambda _: None
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -54,19 +59,32 @@ class ScriptedProvider:
         self._call("remove", server_id, fence, progress)
         self.specs.pop(server_id, None)
 
+    def certificate_request(self, server_id: str, *, fence: int) -> bytes:
+        self._call("certificate_request", server_id, fence, calls=self.certifying)
+        return self.request
+
+    def install_certificate(self, server_id: str, *, chain: str, trust: str, address: str, fence: int) -> None:
+        self._call("install_certificate", server_id, fence, calls=self.certifying)
+        self.installed[server_id] = {"chain": chain, "trust": trust, "address": address}
+
     def observe(self) -> Mapping[str, Observation]:
         self._call("observe")
         return dict(self.observations)
 
     def _call(
-        self, verb: str, server_id: str = "", fence: int | None = None, progress: Progress = lambda _: None
+        self,
+        verb: str,
+        server_id: str = "",
+        fence: int | None = None,
+        progress: Progress = lambda _: None,
+        calls: list[str] | None = None,
     ) -> None:
         with self.lock:
             if fence is not None:
                 if fence < self.fences.get(server_id, 0):
                     raise StaleFence("A newer worker has this server.")
                 self.fences[server_id] = fence
-            self.calls.append(verb)
+            (self.calls if calls is None else calls).append(verb)
             fault = self.faults[verb].pop(0) if self.faults.get(verb) else None
         if fault:
             fault()

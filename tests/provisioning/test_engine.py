@@ -41,7 +41,7 @@ def test_it_works(server: Server, provider: ScriptedProvider) -> None:
     assert status.homeserver_url == provider.url
     assert status.signing_key_id.startswith("ed25519:a_")
     assert Stub.users["hearth-service"]["user_type"] == "support"
-    assert [step.state for step in operation.steps.all()] == ["done"] * 6
+    assert [step.state for step in operation.steps.all()] == ["done"] * 7
 
 
 def test_the_password_is_the_one_that_was_set(server: Server, provider: ScriptedProvider) -> None:

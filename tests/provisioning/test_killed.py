@@ -25,8 +25,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def killed_in(step: str, operation: object, provider: ScriptedProvider) -> None:
     """Let another process work on the operation, and kill it inside `step`."""
+    request = provider.request.decode()
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.provisioning.runner", str(operation), provider.url, step],
+        [sys.executable, "-m", "tests.provisioning.runner", str(operation), provider.url, step, request],
         cwd=ROOT,
         env={
             **os.environ,

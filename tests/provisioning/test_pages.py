@@ -214,7 +214,7 @@ def test_the_log_of_an_operation(server: Server, provider: ScriptedProvider, bob
     operation = make(server)
     page = client_for(bob).get(url("server_log", server, operation.pk)).content.decode()
     assert "start is done." in page
-    assert len(re.findall('data-state="done"', page)) == 6
+    assert len(re.findall('data-state="done"', page)) == 7
 
 
 def test_a_page_costs_the_same_whatever_it_lists(
@@ -224,6 +224,7 @@ def test_a_page_costs_the_same_whatever_it_lists(
     client = client_for(alice)
 
     def cost(path: str) -> int:
+        client.get(path)  # a key that nobody used for seconds is wiped, and read again once
         with CaptureQueriesContext(connection) as queries:
             assert client.get(path).status_code == 200
         return len(queries)

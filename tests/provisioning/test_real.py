@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from provisioning import engine, fleet, observer, services
+from provisioning import engine, observer, services
 from provisioning.models import Operation, ServerStatus
-from provisioning.providers.base import ProviderError
-from provisioning.providers.local.paths import agent_socket, runtime_dir
 from provisioning.providers.local.provider import LocalProvider
 from tenants.errors import Refused
 from tenants.models import Server
@@ -29,35 +21,6 @@ from tenants.services import upgrade_server
 from tests.services import wait
 
 pytestmark = pytest.mark.django_db(transaction=True)
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def agent(monkeypatch: pytest.MonkeyPatch, db: None) -> Iterator[LocalProvider]:
-    """The agent of this machine, on a state folder of its own, for the region `local`."""
-    state = Path(tempfile.mkdtemp(prefix="hearth-real-", dir="/tmp"))
-    state.chmod(0o711)
-    words = ["--state", str(state), "--environments", str(ROOT / "var" / "test" / "environments")]
-    process = subprocess.Popen([sys.executable, "-m", "provisioning.providers.local.agent", *words], cwd=ROOT)
-    provider = LocalProvider(agent_socket(state))
-
-    def answers() -> bool:
-        try:
-            provider.observe()
-        except ProviderError:
-            return False
-        return True
-
-    try:
-        wait(answers)
-        fleet.seed_region()
-        monkeypatch.setitem(fleet.MAKERS, "local", lambda: provider)
-        yield provider
-    finally:
-        process.terminate()
-        process.wait(30)
-        shutil.rmtree(runtime_dir(state), ignore_errors=True)
-        shutil.rmtree(state, ignore_errors=True)
 
 
 def carry_out(server: Server, **changes: Any) -> Operation:

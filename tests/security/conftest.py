@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.security import softhsm
+
+if TYPE_CHECKING:
+    from tests.security.places import Faulty
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +31,29 @@ def hsm(token: softhsm.Hsm) -> Iterator[softhsm.Hsm]:
 @pytest.fixture
 def key_file(tmp_path: Path) -> Path:
     return tmp_path / "keys" / "root.key"
+
+
+def faulty(name: str, folder: Path) -> Faulty:
+    from security.keyring.places import FolderPlace
+    from tests.security.places import Faulty
+
+    return Faulty(FolderPlace(name, folder / name, make=True))
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Faulty:
+    return faulty("one", tmp_path)
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Faulty:
+    return faulty("two", tmp_path)
+
+
+@pytest.fixture
+def both(one: Faulty, two: Faulty, monkeypatch: pytest.MonkeyPatch) -> list[Faulty]:
+    """Two places of key bundles, registered: there are no others."""
+    from security.keyring.seams import seams
+
+    monkeypatch.setattr(seams, "places", [lambda: [one, two]])
+    return [one, two]

@@ -14,7 +14,7 @@ from pytest_django import Settings
 
 from audit.services import SYSTEM
 from security.errors import BundleError, UnknownRootKey
-from security.keyring import bundle, deks, keks, rewrap, roots
+from security.keyring import bundle, deks, keks, recovery, rewrap, roots
 from security.keyring.deks import Context
 from security.models import DataKey, KeyEncryptionKey, RootKey
 from security.sealing import seal, unseal
@@ -70,7 +70,7 @@ def test_it_works(kind: str, hsm: Hsm, settings: Settings) -> None:
     before = content()
     data = bundle.build(PLACE)
     lose_the_database()
-    assert bundle.restore(SYSTEM, bundle.parse(data, PLACE)) == 12
+    assert recovery.recover(SYSTEM, [bundle.parse(data, PLACE)]) == 12
     assert content() == before
     assert read(keys)
     rewrap.drive(per_second=1e6)
@@ -85,7 +85,7 @@ def test_a_start_before_the_restore_spoils_nothing() -> None:
     lose_the_database()
     roots.rotate_root(SYSTEM)  # and even under another root key
     new = seal(b"of the first start", "accounts.totp")
-    assert bundle.restore(SYSTEM, bundle.parse(data, PLACE)) == 13
+    assert recovery.recover(SYSTEM, [bundle.parse(data, PLACE)]) == 13
     assert read(keys)
     deks.cache.clear()
     assert (unseal(old, "accounts.totp"), unseal(new, "accounts.totp")) == (b"of before", b"of the first start")
@@ -97,7 +97,7 @@ def test_a_start_before_the_restore_spoils_nothing() -> None:
     assert read(keys)
     assert unseal(old, "accounts.totp") == b"of before"
     with pytest.raises(BundleError, match="not empty"):
-        bundle.restore(SYSTEM, bundle.parse(data, PLACE))
+        recovery.recover(SYSTEM, [bundle.parse(data, PLACE)])
 
 
 def test_a_root_rotation_in_the_middle_of_the_writing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def test_a_root_rotation_in_the_middle_of_the_writing(monkeypatch: pytest.Monkey
     monkeypatch.setattr(bundle, "_plain", turn)
     data = bundle.build(PLACE)
     lose_the_database()
-    bundle.restore(SYSTEM, bundle.parse(data, PLACE))
+    recovery.recover(SYSTEM, [bundle.parse(data, PLACE)])
     assert read(keys)
 
 
@@ -124,7 +124,7 @@ def test_a_restored_owner_without_a_first_version_rotates() -> None:
     keks.destroy(SYSTEM, KeyEncryptionKey.objects.get(owner=OWNERS[0], version=1))
     data = bundle.build(PLACE)
     lose_the_database()
-    bundle.restore(SYSTEM, bundle.parse(data, PLACE))
+    recovery.recover(SYSTEM, [bundle.parse(data, PLACE)])
     assert keks.rotate(SYSTEM, OWNERS[0], compromised=True).version == 3
 
 
@@ -163,7 +163,7 @@ def test_a_keyring_with_keys_takes_no_bundle() -> None:
     keys = fill()
     data = bundle.parse(bundle.build(PLACE), PLACE)
     with pytest.raises(BundleError, match="not empty"):
-        bundle.restore(SYSTEM, data)
+        recovery.recover(SYSTEM, [data])
     assert read(keys)
 
 

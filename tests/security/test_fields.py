@@ -6,6 +6,7 @@ import base64
 import logging
 import re
 import uuid
+from datetime import timedelta
 
 import pytest
 from allauth.mfa.adapter import get_adapter
@@ -14,8 +15,11 @@ from django.apps import apps
 from django.core import serializers
 from django.db import connection, models, transaction
 from django.test.utils import CaptureQueriesContext, isolate_apps
+from django.utils import timezone
 
 from accounts.models import User
+from accounts.sessions import SessionStore
+from audit.models import AuditEvent
 from audit.services import SYSTEM
 from notifications.models import Mail
 from provisioning import secrets
@@ -24,7 +28,8 @@ from security import reseal
 from security.errors import UnsealError
 from security.fields import Sealed, SealedTextField
 from security.keyring import keks, report, roots
-from security.models import DataKey, RootKey
+from security.models import PLATFORM, DataKey, RootKey
+from security.sealing import seal
 from tenants.models import Organisation, Server
 from tests.security.old import seal_old
 
@@ -167,6 +172,66 @@ def test_a_secret_is_never_serialised(mail: Mail) -> None:
         serializers.serialize("json", [mail])
 
 
+# Saves that would leave a value behind which nobody can open
+
+
+def test_a_row_gets_another_name_when_its_value_was_read(secret: ServerSecret) -> None:
+    row = ServerSecret.objects.get()
+    assert row.value
+    row.name = "another"
+    row.save()
+    assert ServerSecret.objects.get(name="another").value == "ed25519 a_1 seed"
+
+
+@pytest.mark.parametrize("saved", [None, ["name"], ["name", "value"]])
+def test_a_row_gets_no_other_name_behind_its_value(secret: ServerSecret, saved: list[str] | None) -> None:
+    row = ServerSecret.objects.get()
+    row.name = "another"
+    with pytest.raises(TypeError, match=r"bound to server and name.*Nothing was written"), transaction.atomic():
+        row.save(update_fields=saved)
+    assert ServerSecret.objects.get().value == "ed25519 a_1 seed"
+
+
+def test_a_name_that_is_not_saved_binds_nothing(secret: ServerSecret) -> None:
+    secret.name, secret.value = "another", "other"
+    with pytest.raises(TypeError, match="Nothing was written"), transaction.atomic():
+        secret.save(update_fields=["value"])
+    assert ServerSecret.objects.get().value == "ed25519 a_1 seed"
+    secret.save(update_fields=["name", "value"])
+    assert ServerSecret.objects.get(name="another").value == "other"
+
+
+def test_a_value_that_was_not_loaded_is_not_wiped(secret: ServerSecret, mail: Mail) -> None:
+    row = ServerSecret.objects.defer("value").get()
+    with pytest.raises(TypeError, match="would wipe it"), transaction.atomic():
+        row.save(update_fields=["value"])
+    row.save()
+    row.name = "another"
+    with pytest.raises(TypeError, match="Nothing was written"), transaction.atomic():
+        row.save()
+    assert ServerSecret.objects.get().value == "ed25519 a_1 seed"
+    light = Mail.objects.defer("text").get()
+    light.subject = "New"
+    light.save()
+    assert (Mail.objects.get().subject, Mail.objects.get().text) == ("New", LINK)
+
+
+def test_a_copy_of_a_row_has_a_value_of_its_own(mail: Mail) -> None:
+    row = Mail.objects.get()
+    row.pk, row._state.adding = uuid.uuid4(), True
+    with pytest.raises(TypeError, match="bound to its row's key"), transaction.atomic():
+        row.save()
+    row = Mail.objects.get()
+    assert row.text == LINK
+    row.pk, row._state.adding = uuid.uuid4(), True
+    row.save()
+    assert {each.text for each in Mail.objects.all()} == {LINK}
+    raw_copy = Mail(pk=mail.pk, recipient="x@example.org", text=Sealed(raw(mail, "text")))
+    Mail.objects.all().delete()
+    raw_copy.save(force_insert=True)
+    assert Mail.objects.get().text == LINK
+
+
 def test_old_values_open_and_are_sealed_anew(mail: Mail, secret: ServerSecret) -> None:
     write(mail, "text", seal_old(b"old mail", "notifications.mail.text"))
     write(secret, "value", seal_old(b"old key", "provisioning.serversecret.value"))
@@ -251,6 +316,37 @@ def test_a_second_factor_that_cannot_be_opened_stops_nobody(alice: User) -> None
     assert f"second factor {damaged.pk} was left" in faults[0]
     damaged.refresh_from_db()
     assert damaged.data == {"secret": lost}
+
+
+def test_marked_keys_go_when_nothing_uses_them(secret: ServerSecret, mail: Mail, alice: User) -> None:
+    session = SessionStore()
+    session["a"] = "b"
+    session.save()
+    seal(b"x", "somewhere.else")
+    for owner in (secret.server.organisation_id, PLATFORM):
+        keks.rotate(SYSTEM, owner, compromised=True)
+    marked = set(DataKey.objects.filter(reencrypt__isnull=False).values_list("purpose", flat=True))
+    assert len(marked) == 5
+    DataKey.objects.update(reencrypt=timezone.now() - timedelta(days=2))
+    assert reseal.remove_unused() == 0, "everything still uses them"
+    assert reseal.waiting() == 4
+    assert reseal.reseal() == (4, [])
+    assert reseal.remove_unused() == 4
+    left = DataKey.objects.filter(reencrypt__isnull=False)
+    assert [row.purpose for row in left] == ["purpose:somewhere.else"], "nobody looks after its values"
+    assert (ServerSecret.objects.get().value, Mail.objects.get().text) == ("ed25519 a_1 seed", LINK)
+    assert SessionStore(session.session_key)["a"] == "b"
+    assert AuditEvent.objects.filter(verb="data_key.remove").count() == 4
+
+
+def test_a_key_marked_lately_stays_for_whoever_still_writes(mail: Mail) -> None:
+    Mail.objects.all().delete()
+    keks.rotate(SYSTEM, PLATFORM, compromised=True)
+    assert reseal.remove_unused() == 0
+    DataKey.objects.update(reencrypt=timezone.now() - timedelta(days=2))
+    (old,) = DataKey.objects.filter(reencrypt__isnull=False)
+    assert reseal._remove(old) == 1
+    assert reseal._remove(old) == 0
 
 
 def test_no_secret_looking_column_is_in_plain() -> None:

@@ -292,7 +292,7 @@ def test_whoever_comes_second_takes_what_the_first_made(monkeypatch: pytest.Monk
         elsewhere(lambda: keks.ensure_kek(owner))
         return real_new(*arguments)  # type: ignore[arg-type]  # passed on as they came
 
-    def make(context: Context, *, shared: bool) -> deks.Opened:
+    def make(context: Context, *, shared: bool) -> deks.Opened | None:
         monkeypatch.setattr(deks, "_make", real_make)
         elsewhere(lambda: deks.shared_data_key(column))
         return real_make(context, shared=shared)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from django.db import DatabaseError, connection
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
-from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client import REGISTRY
 from pytest_django import Settings
 
 from accounts.models import User
@@ -24,10 +26,10 @@ from audit.services import SYSTEM
 from config.env import read
 from config.schedule import EVERY
 from notifications.models import Mail
-from security import metrics, tasks
+from security import tasks
 from security.errors import SecurityError
 from security.fields import Sealed
-from security.keyring import deks, erasure, keks, report, roots
+from security.keyring import deks, erasure, keks, report, roots, running
 from security.keyring.deks import Context
 from security.keyring.seams import seams
 from security.models import PLATFORM, DataKey, Erasure, KeyEncryptionKey, Rewrap, RootKey
@@ -72,7 +74,7 @@ def test_show_says_what_there_is_and_what_to_back_up(own_file: Path) -> None:
 def test_report_as_json(own_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_late()
     deks.new_data_key(CONTEXT)
-    monkeypatch.setattr(seams, "owner_name", [lambda owner: "Acme" if owner == OWNER else None])
+    monkeypatch.setattr(seams, "owner_names", [lambda _: {OWNER: "Acme"}])
     RootKey.objects.update(created=timezone.now() - timedelta(days=12))
     found = json.loads(keys("report", "--json"))
     lines = {line["key"]: line for line in found["keys"]}
@@ -81,6 +83,14 @@ def test_report_as_json(own_file: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert lines["version 1 of the platform"]["overdue"] is False
     assert [line["age_days"] for name, line in lines.items() if name.startswith("root")] == [12]
     assert (found["overdue"], found["rotation_days"], found["sources"][0]["kind"]) == (1, 90, "file")
+
+
+def test_the_report_as_an_option_too(own_file: Path) -> None:
+    keks.ensure_kek(OWNER)
+    for words in (("--report", "--json"), ("--json", "report"), ("report", "--json")):
+        assert json.loads(keys(*words))["overdue"] == 0
+    assert keys("--report") == keys("report")
+    assert "Back up:" in keys()
 
 
 def test_report_for_people(own_file: Path) -> None:
@@ -134,6 +144,50 @@ def test_move_to_hsm(own_file: Path, hsm: Hsm, settings: Settings, monkeypatch: 
     assert "does not answer" in keys("report")
 
 
+@pytest.fixture
+def serve(settings: Settings) -> Iterator[Callable[..., int]]:
+    """Return a function that starts a process which looks like Hearth's web server, with the settings given."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(**given: str) -> int:
+        own = {"DATABASE_URL": str(settings.HEARTH["DATABASE_URL"]), "PATH": os.environ["PATH"]} | given
+        started.append(subprocess.Popen(["sleep", "600"], env=own))
+        return started[-1].pid
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_it_moves_to_no_hsm_that_the_running_processes_do_not_know(
+    own_file: Path, hsm: Hsm, settings: Settings, serve: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "SERVING", (b"sleep", b"celery"))
+    keks.ensure_kek(OWNER)
+    settings.HEARTH = {**settings.HEARTH, **hsm.settings()}
+    right = {name: str(value) for name, value in hsm.settings().items()}
+    serve(DATABASE_URL="postgres:///another")
+    serve(**right)
+    assert running.lacking(settings.HEARTH) == []
+    without, other = serve(), serve(**right, HEARTH_HSM_SLOT="7")
+    with pytest.raises(CommandError, match="Nothing was changed") as refusal:
+        keys("move-to-hsm")
+    assert all(f"the web server (process {pid})" in str(refusal.value) for pid in (without, other))
+    assert RootKey.objects.get().kind == "file"
+
+
+def test_processes_that_cannot_be_looked_at_are_not_ours(settings: Settings, tmp_path: Path) -> None:
+    for name, content in (("self", b""), ("17", None), ("18", b"celery\0worker"), ("19", b"bash")):
+        (tmp_path / name).mkdir()
+        if content is not None:
+            (tmp_path / name / "cmdline").write_bytes(content)
+    assert running.lacking(settings.HEARTH, tmp_path) == []
+    (tmp_path / "18" / "environ").write_bytes(f"HEARTH_STATE={settings.HEARTH['HEARTH_STATE']}\0".encode())
+    given = {**settings.HEARTH, "HEARTH_HSM_MODULE": "/usr/lib/hsm.so"}
+    assert running.lacking(given, tmp_path) == ["the worker (process 18)"]
+
+
 def test_destroy(own_file: Path) -> None:
     deks.new_data_key(CONTEXT)
     keys("rotate")
@@ -163,11 +217,30 @@ def test_reseal(own_file: Path) -> None:
 def test_an_interrupted_root_rotation_goes_on(own_file: Path) -> None:
     keks.ensure_kek(OWNER)
     second = roots.rotate_root(SYSTEM)
-    assert f"{second.id} is active. 1 keys were moved" in keys("rotate-root")
+    text = keys("rotate-root")
+    assert "earlier rotation: 1 keys were moved" in text
+    assert f"{second.id} is active. 0 keys were moved" in text
     assert RootKey.objects.count() == 2
     assert "1 keys were moved" in keys("rotate-root")
     assert RootKey.objects.count() == 3
     assert len(list(own_file.parent.iterdir())) == 3
+
+
+def test_damaged_keys_do_not_keep_a_root_key_for_ever(own_file: Path) -> None:
+    good, damaged = keks.ensure_kek(OWNER), keks.ensure_kek(uuid.uuid4())
+    KeyEncryptionKey.objects.filter(pk=damaged.pk).update(wrapped=b"nonsense")
+    for moved in (1, 1):
+        before = RootKey.objects.get(state="active")
+        with pytest.raises(CommandError, match=f"{moved} keys were moved to the root key .*{damaged.pk}"):
+            keys("rotate-root")
+        good.refresh_from_db()
+        assert good.root != before
+    assert RootKey.objects.count() == 3
+    # One that was interrupted goes on first, and says what it can't move.
+    roots.rotate_root(SYSTEM)
+    with pytest.raises(CommandError, match="1 keys were moved"):
+        keys("rotate-root")
+    assert RootKey.objects.count() == 4
 
 
 def test_bundle_and_restore(own_file: Path, tmp_path: Path) -> None:
@@ -197,9 +270,7 @@ def test_the_metric_counts_what_is_overdue(monkeypatch: pytest.MonkeyPatch) -> N
         raise DatabaseError
 
     monkeypatch.setattr(report, "overdue_keks", away)
-    registry = CollectorRegistry()
-    metrics.register(registry)
-    assert registry.get_sample_value("hearth_keys_overdue", {"kind": "kek"}) is None
+    assert REGISTRY.get_sample_value("hearth_keys_overdue", {"kind": "kek"}) is None
 
 
 def test_the_tasks_do_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,10 +310,12 @@ def test_what_could_not_be_rotated_is_told(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_staff_see_the_report_and_no_key(client_for: Callable[[User], Client]) -> None:
     make_late()
+    keks.rotate(SYSTEM, PLATFORM)
     erasure.request(SYSTEM, uuid.uuid4())
     client = client_for(make_user("sally@example.org", staff=True))
     page = client.get(reverse("admin:security_keyencryptionkey_changelist")).content.decode()
     assert "Keys: 1 overdue" in page
+    assert all(word in page for word in ("Overdue", "In time", "replaced"))
     kek = KeyEncryptionKey.objects.get(owner=OWNER)
     one = client.get(reverse("admin:security_keyencryptionkey_change", args=[kek.pk])).content.decode()
     assert bytes(kek.wrapped).hex() not in page + one

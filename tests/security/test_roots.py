@@ -10,7 +10,7 @@ from pytest_django import Settings
 
 from audit.models import AuditEvent
 from audit.services import SYSTEM
-from security.errors import HsmError, KeyInUse, UnknownRootKey
+from security.errors import HsmError, KeyInUse, KeysDamaged, UnknownRootKey
 from security.keyring import deks, keks, roots
 from security.keyring.deks import Context
 from security.keyring.seams import seams
@@ -86,6 +86,22 @@ def test_the_hsm_goes_away_in_the_middle_of_the_move(both: Hsm, monkeypatch: pyt
     assert read(keys)
     assert roots.move_keks(SYSTEM) == 3
     assert read(keys)
+
+
+def test_damaged_keys_stop_no_other_and_are_all_named(both: Hsm) -> None:
+    keys = fill(5)
+    file = RootKey.objects.get()
+    damaged = list(KeyEncryptionKey.objects.order_by("id"))[1:4:2]
+    KeyEncryptionKey.objects.filter(pk__in=[kek.pk for kek in damaged]).update(wrapped=b"nonsense")
+    root = roots.rotate_root(SYSTEM, kind="hsm")
+    with pytest.raises(KeysDamaged, match="3 keys were moved") as fault:
+        roots.move_keks(SYSTEM)
+    assert all(str(kek.pk) in str(fault.value) for kek in damaged)
+    assert KeyEncryptionKey.objects.filter(root=root).count() == 3
+    file.refresh_from_db()
+    assert file.state == "readable", "its root key is needed once the rows are restored"
+    lost = {kek.owner for kek in damaged}
+    assert read({name: kept for name, kept in keys.items() if kept[0].owner not in lost})
 
 
 def test_a_new_organisation_while_the_hsm_is_away(both: Hsm) -> None:

@@ -14,7 +14,7 @@ import pytest
 from config.embedded import children
 from tests.bench.floor import free_ports
 from tests.security.softhsm import Hsm
-from tests.stack import ROOT, Stack
+from tests.stack import Stack
 from tests.way import Person
 
 
@@ -32,16 +32,23 @@ def stack(hsm: Hsm) -> Iterator[Stack]:
 
 
 def keys(stack: Stack, *words: str) -> str:
-    """Run `manage.py keys` as somebody on the stack's machine would."""
-    web = next(process for process in stack.family() if "uvicorn" in " ".join(process.cmdline()))
-    command = [sys.executable, "manage.py", "keys", *words]
-    return subprocess.run(command, cwd=ROOT, env=web.environ(), capture_output=True, text=True, check=True).stdout
+    """Run `manage.py keys` as somebody on the stack's machine would (make manage)."""
+    command = [sys.executable, "-m", "config.embedded.manage", "keys", *words]
+    done = subprocess.run(command, cwd="/", env=stack.environment(), capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
 
 
 def test_it_moves_to_the_hsm_while_it_runs(stack: Stack, hsm: Hsm) -> None:
     stack.start()
     alice = Person(stack, "alice@example.org")
     alice.sign_up()
+    # Somebody else's shell knows another HSM than the processes that run.
+    right = dict(stack.settings)
+    stack.settings["HEARTH_HSM_SLOT"] = "7"
+    refused = keys(stack, "move-to-hsm")
+    assert "the web server (process" in refused
+    assert "the worker (process" in refused
+    stack.settings = right
     assert "needed no more" in keys(stack, "move-to-hsm")
     key_file = stack.state / "keys" / "root.key"
     key_file.unlink()
@@ -53,6 +60,7 @@ def test_it_moves_to_the_hsm_while_it_runs(stack: Stack, hsm: Hsm) -> None:
     assert not key_file.exists()
     assert "root key hsm:" in keys(stack, "show")
     stack.stop()
+    assert "No Hearth runs on" in keys(stack, "show")
     hsm.take_away()
     with pytest.raises(AssertionError, match=r"The HSM .* does not answer"):
         stack.start(60)

@@ -20,7 +20,7 @@ from tenants.models import Domain, Invitation, Membership, Organisation, Plan, S
 
 pytestmark = pytest.mark.django_db
 SignIn = Callable[[User], Client]
-PAGES = ("organisation", "organisation_plan", "organisation_members", "organisation_domains")
+PAGES = ("organisation", "organisation_plan", "organisation_members", "organisation_domains", "organisation_keys")
 ASKING = ("server_suspend", "server_upgrade", "server_delete", "server_password")
 VERBS = ("server_restart", "server_resume", "server_undelete", *ASKING)
 

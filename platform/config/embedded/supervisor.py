@@ -17,12 +17,14 @@ from config.embedded import children
 from config.embedded.console import StartRefused, say, step
 from config.embedded.services import Postgres, Redis, tail_of
 from config.embedded.state import Lock, ensure_secret, prepare_state
+from observability import processes
 from provisioning.providers.base import ProviderError
 from provisioning.providers.local.environments import environment_dir
 from provisioning.providers.local.paths import RuntimeFolderError, agent_socket, runtime_dir
 from provisioning.providers.local.processes import Command, Unit, describe_exit, run
 from provisioning.providers.local.provider import LocalProvider
 from security.rootkey import ensure_root_key, key_files
+from security.transport.places import internal_port
 from tenants.releases import newest
 
 LOOPBACK = ("127.", "::1", "localhost")
@@ -71,7 +73,9 @@ class Supervisor:
         prepare_state(self.state)
         self._lock = Lock(self.state)
         refuse_taken_port(self.settings["HEARTH_HOST"], self.settings["HEARTH_PORT"])
+        refuse_taken_port(self.settings["HEARTH_INTERNAL_HOST"], internal_port(self.settings), "HEARTH_INTERNAL_PORT")
         self._lock.write(self.url)
+        processes.begin(children.metrics_folder(self.state), children.COUNTING)
         ensure_secret(self.state / "secrets" / "secret-key")
         self._inbox = ensure_secret(self.state / "secrets" / "inbox-token")
         elsewhere = self.settings["HEARTH_KEY_FILE"] or self.settings["HEARTH_HSM_MODULE"]
@@ -262,8 +266,8 @@ def refuse_open_inbox(settings: dict[str, Any]) -> None:
         )
 
 
-def refuse_taken_port(host: str, port: int) -> None:
-    """Refuse an address that can't be listened on."""
+def refuse_taken_port(host: str, port: int, name: str = "HEARTH_PORT") -> None:
+    """Refuse an address that can't be listened on; `name` is the setting that chooses another port."""
     address = "127.0.0.1" if host == "localhost" else host
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -272,5 +276,5 @@ def refuse_taken_port(host: str, port: int) -> None:
         except OSError as error:
             raise StartRefused(
                 f"Hearth can't listen on {host} port {port}: {os.strerror(error.errno or 0)}. Nothing was started. "
-                f"Choose another port, for example: make run HEARTH_PORT={port + 1 if port < 65535 else 8000}"
+                f"Choose another port, for example: make run {name}={port + 1 if port < 65535 else 8000}"
             ) from None

@@ -1,9 +1,10 @@
 """Key bundle: the keyring's wrapped keys, encrypted for one place, so that losing the database loses no backup.
 
 Layout, all numbers big-endian: `HKB1`; the header's length (4 bytes); the header (JSON: bundle id, place, root, date,
-bundle key wrapped by that root in base64); a 24-byte nonce; then the content, zlib-compressed JSON, under
-XChaCha20-Poly1305 with everything before the nonce as associated data. The bundle key is wrapped by the root key and
-bound to bundle and place: a copy of a bundle does not open as another place's. Only the root key is needed to read it.
+bundle key wrapped by that root in base64, and what `Part` says); a 24-byte nonce; then the content, zlib-compressed
+JSON, under XChaCha20-Poly1305 with everything before the nonce as associated data. The bundle key is wrapped by the
+root key and bound to bundle and place: a copy of a bundle does not open as another place's. Only the root keys are
+needed to read it.
 """
 
 from __future__ import annotations
@@ -14,30 +15,52 @@ import struct
 import uuid
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from django.db import transaction
+from django.db import models
 from django.utils import timezone
 
-from audit.services import record
 from security import xchacha
 from security.binding import bind
 from security.errors import BundleError, WrongKey
 from security.keyring import roots
-from security.models import PLATFORM, DataKey, KeyEncryptionKey, RootKey
+from security.models import DataKey, Erasure, KeyEncryptionKey, RootKey
 from security.secret import Key
 
 MAGIC = b"HKB1"
 LARGEST_HEADER = 65_536
 LARGEST_CONTENT = 1 << 30
-DATES = ("created", "rotate_after", "compromised", "destroyed", "reencrypt")
+DATES = (
+    *("created", "rotate_after", "compromised", "destroyed", "reencrypt"),
+    *("requested", "destroy_after", "complete_after", "completed"),
+)
 KEK_FIELDS = ("id", "owner", "version", "state", "root_id", "wrapped", "created", "rotate_after", "compromised")
 DATA_KEY_FIELDS = (
     *("id", "kek_id", "wrapped", "owner", "purpose", "server", "object", "shared", "created", "reencrypt"),
 )
 ROOT_FIELDS = ("id", "state", "created", "rotate_after")
+ERASURE_FIELDS = ("owner", "requested", "destroy_after", "destroyed", "complete_after", "completed")
+TABLES = ("roots", "keks", "data_keys", "erasures")
+Rows = dict[str, list[dict[str, Any]]]
+"""The rows of `TABLES` in JSON's types."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which piece of the keyring a bundle is. Readable without any key, so that a place can be looked through.
+
+    `delta`: some data keys. `full`: part number `part` of the whole keyring, as the run `run` wrote it; the `last` one
+    ends it. `roots` are the root keys without which the bundle or one of its keys does not open.
+    """
+
+    kind: str = "full"
+    run: uuid.UUID | None = None
+    part: int = 0
+    last: bool = True
+    upto: uuid.UUID | None = None
+    roots: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,24 +73,55 @@ class Bundle:
     roots: list[dict[str, Any]]
     keks: list[dict[str, Any]]
     data_keys: list[dict[str, Any]]
+    erasures: list[dict[str, Any]] = field(default_factory=list)
+    part: Part = field(default_factory=Part)
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a bundle's header says. It is proved only by `parse`."""
+
+    id: uuid.UUID
+    place: str
+    created: datetime
+    part: Part
 
 
 def build(place: str, owners: Iterable[uuid.UUID] | None = None) -> bytes:
     """Return a bundle of these owners' keys (None: everybody's) for `place`, a stable name such as a region's store."""
-    root = roots.ensure_root()
-    plain = json.dumps(_rows(owners)).encode()
+    created, rows, root = timezone.now(), read(owners), roots.ensure_root()
+    return seal(place, rows, Part(roots=needed_roots(rows, root)), root=root, created=created)
+
+
+def seal(
+    place: str, rows: Rows, part: Part, *, root: RootKey, created: datetime, identity: uuid.UUID | None = None
+) -> bytes:
+    """Return these rows as a bundle for `place`, under the root key `root`."""
+    plain = json.dumps(rows).encode()
     if len(plain) > LARGEST_CONTENT:
         raise BundleError(
             f"This key bundle would hold {len(plain)} bytes, more than can be read again. Nothing was written. Write "
             "several, each for some of the organisations."
         )
-    identity = uuid.uuid4()
+    identity = identity or uuid.uuid4()
     with Key.fresh() as key:
         wrapped = roots.source(root.kind).wrap(root.id, key, _binding(identity, place))
-        fields = {"bundle": str(identity), "place": place, "root": root.id, "created": timezone.now().isoformat()}
+        fields = {"bundle": str(identity), "place": place, "root": root.id, "created": created.isoformat()}
+        fields |= {name: _json(value) for name, value in vars(part).items()}
         header = json.dumps(fields | {"key": base64.b64encode(wrapped).decode()}).encode()
         front = MAGIC + struct.pack(">I", len(header)) + header
         return front + xchacha.seal_box(key.value, zlib.compress(plain, 6), front)
+
+
+def needed_roots(rows: Rows, root: RootKey) -> tuple[str, ...]:
+    """Return the root keys that a bundle of these rows needs to be of use: its own, and those of its versions."""
+    return tuple(sorted({root.id, *(row["root_id"] for row in rows["keks"])}))
+
+
+def label(data: bytes) -> Label:
+    """Return what a bundle's header says, or raise `BundleError`. Opens nothing."""
+    _, header = _header(data)
+    return Label(uuid.UUID(header["bundle"]), header["place"], datetime.fromisoformat(header["created"]), _part(header))
 
 
 def parse(data: bytes, place: str) -> Bundle:
@@ -88,67 +142,24 @@ def parse(data: bytes, place: str) -> Bundle:
             "Nothing was restored. Use the bundle of the other place."
         ) from None
     content = json.loads(zlib.decompressobj().decompress(plain, LARGEST_CONTENT))
-    rows = {name: [_rich(row) for row in content[name]] for name in ("roots", "keks", "data_keys")}
-    return Bundle(identity, place, datetime.fromisoformat(header["created"]), **rows)
+    # Bundles of before a release had no erasures.
+    rows = {name: [_rich(row) for row in content.get(name, [])] for name in TABLES}
+    return Bundle(identity, place, datetime.fromisoformat(header["created"]), **rows, part=_part(header))
 
 
-@transaction.atomic
-def restore(actor: Any, bundle: Bundle) -> int:
-    """Write a bundle's rows into a new keyring; return how many data keys it brought. All of it or nothing.
-
-    New is one without any organisation's keys. The platform's are made by every start: they stay the active ones, and
-    the bundle's versions of them come behind, only to open.
-    """
-    present = list(KeyEncryptionKey.objects.select_for_update())
-    if any(kek.owner != PLATFORM for kek in present):
-        raise BundleError("This keyring is not empty, so the bundle was not restored. Restore into a new database.")
-    if not present:
-        RootKey.objects.all().delete()
-    _restore_roots(bundle)
-    keks = [KeyEncryptionKey(**row) for row in bundle.keks]
-    rows = [DataKey(**row) for row in bundle.data_keys]
-    if present:
-        _put_behind(max(kek.version for kek in present), [kek for kek in keks if kek.owner == PLATFORM])
-        _make_way([row for row in rows if row.owner == PLATFORM and row.shared])
-    KeyEncryptionKey.objects.bulk_create(keks)
-    DataKey.objects.bulk_create(rows, batch_size=2000)
-    root = RootKey.objects.get(state=RootKey.State.ACTIVE)
-    after = {"bundle": str(bundle.id), "keks": len(bundle.keks), "data_keys": len(rows)}
-    record(actor=actor, verb="keys.restore", object=root, after=after)
-    return len(rows)
-
-
-def _restore_roots(bundle: Bundle) -> None:
-    rows = [RootKey(**row) for row in bundle.roots]
-    if RootKey.objects.filter(state=RootKey.State.ACTIVE).exists():
-        for root in rows:
-            root.state = root.state.replace(RootKey.State.ACTIVE, RootKey.State.READABLE)
-    RootKey.objects.bulk_create(rows, ignore_conflicts=True)
-
-
-def _put_behind(last: int, keks: list[KeyEncryptionKey]) -> None:
-    """Number a bundle's versions behind the `last` one that is there. A version is part of what its wrapping binds."""
-    for number, kek in enumerate(sorted(keks, key=lambda kek: kek.version), last + 1):
-        with roots.unwrap(kek) as key:
-            kek.version = number
-            kek.wrapped = roots.wrap(kek, key)
-        if kek.state == KeyEncryptionKey.State.ACTIVE:
-            kek.state = KeyEncryptionKey.State.DECRYPT_ONLY
-
-
-def _make_way(rows: list[DataKey]) -> None:
-    """Let the shared keys that are there seal on: the bundle's only open, until a reseal has moved what they seal."""
-    for row in rows:
-        row.reencrypt = row.reencrypt or timezone.now()
-
-
-def _rows(owners: Iterable[uuid.UUID] | None) -> dict[str, Any]:
-    """Read versions first, then data keys, then roots: where one was made or retired in between, read again."""
+def read(owners: Iterable[uuid.UUID] | None = None) -> Rows:
+    """Return all rows of these owners (None: everybody's)."""
     versions = KeyEncryptionKey.objects.exclude(state=KeyEncryptionKey.State.DESTROYED)
-    data_keys = DataKey.objects.all()
+    data_keys, erasures = DataKey.objects.all(), Erasure.objects.all()
     if owners is not None:
         chosen = list(owners)
         versions, data_keys = versions.filter(owner__in=chosen), data_keys.filter(owner__in=chosen)
+        erasures = erasures.filter(owner__in=chosen)
+    return rows_of(versions, data_keys, erasures)
+
+
+def rows_of(versions: models.QuerySet[Any], data_keys: models.QuerySet[Any], erasures: models.QuerySet[Any]) -> Rows:
+    """Read versions first, then data keys, then roots: where one was made or retired in between, read again."""
     while True:
         keks = [_plain(row) for row in versions.values(*KEK_FIELDS)]
         found = [_plain(row) for row in data_keys.values(*DATA_KEY_FIELDS)]
@@ -156,10 +167,18 @@ def _rows(owners: Iterable[uuid.UUID] | None) -> dict[str, Any]:
         usable = {row["id"] for row in root_keys if row["state"] != RootKey.State.RETIRED}
         whole = {row["kek_id"] for row in found} <= {row["id"] for row in keks}
         if whole and {row["root_id"] for row in keks} <= usable:
-            return {"roots": root_keys, "keks": keks, "data_keys": found}
+            ended = [_plain(row) for row in erasures.values(*ERASURE_FIELDS)]
+            return {"roots": root_keys, "keks": keks, "data_keys": found, "erasures": ended}
 
 
-def _header(data: bytes) -> tuple[bytes, dict[str, str]]:
+def _part(header: dict[str, Any]) -> Part:
+    run, upto = (uuid.UUID(header[name]) if header.get(name) else None for name in ("run", "upto"))
+    needed = tuple(str(each) for each in header.get("roots") or [header["root"]])
+    kind, last = str(header.get("kind", "full")), bool(header.get("last", True))
+    return Part(kind, run, int(header.get("part", 0)), last, upto, needed)
+
+
+def _header(data: bytes) -> tuple[bytes, dict[str, Any]]:
     fault = BundleError("This is not a key bundle, or it was cut off. Nothing was read from it. Look for another copy.")
     if len(data) < 8 or data[:4] != MAGIC:
         raise fault
@@ -171,6 +190,7 @@ def _header(data: bytes) -> tuple[bytes, dict[str, str]]:
         header = json.loads(front[8:])
         uuid.UUID(header["bundle"])
         datetime.fromisoformat(header["created"])
+        _part(header)
         if not all(isinstance(header[name], str) for name in ("place", "root", "key")):
             raise fault
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -184,15 +204,15 @@ def _binding(identity: uuid.UUID, place: str) -> bytes:
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row in JSON's types."""
-    out: dict[str, Any] = {}
-    for name, value in row.items():
-        if isinstance(value, datetime):
-            out[name] = value.isoformat()
-        elif isinstance(value, bytes | memoryview):
-            out[name] = base64.b64encode(bytes(value)).decode()
-        else:
-            out[name] = str(value) if isinstance(value, uuid.UUID) else value
-    return out
+    return {name: _json(value) for name, value in row.items()}
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, bytes | memoryview):
+        return base64.b64encode(bytes(value)).decode()
+    return str(value) if isinstance(value, uuid.UUID) else value
 
 
 def _rich(row: dict[str, Any]) -> dict[str, Any]:

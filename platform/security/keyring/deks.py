@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from django.db import IntegrityError, transaction
 from security import xchacha
 from security.binding import bind
 from security.errors import KeyGone, WrongKey
-from security.keyring import keks
+from security.keyring import generation, keks
 from security.keyring.cache import KeyCache
 from security.models import DataKey, KeyEncryptionKey
 from security.secret import Key
@@ -38,12 +39,16 @@ class Opened(NamedTuple):
 
 def new_data_key(context: Context) -> Opened:
     """Make a data key. The caller writes its id with the object, inside the same transaction where it has one."""
-    return _make(context, shared=False)
+    for _ in range(keks.TRIES):
+        if made := _make(context, shared=False):
+            return made
+    raise keks.changed(context.owner)
 
 
 def open_data_key(identity: uuid.UUID, context: Context) -> Key:
     """Return a data key, or raise `KeyGone` (destroyed or unknown) or `WrongKey` (of something else, or changed)."""
-    if key := cache.get(identity, context):
+    seen = generation.current()
+    if key := cache.get(identity, (context, seen)):
         return key
     found = DataKey.objects.select_related("kek").filter(pk=identity).first()
     if found is None:
@@ -57,7 +62,7 @@ def open_data_key(identity: uuid.UUID, context: Context) -> Key:
         )
     key = unwrap(found)
     if found.shared:
-        cache.put(identity, key, context)
+        cache.put(identity, key, (context, seen))
     return key
 
 
@@ -66,18 +71,17 @@ def shared_data_key(context: Context) -> Opened:
     current = DataKey.objects.select_related("kek").filter(
         owner=context.owner, purpose=context.purpose, shared=True, reencrypt__isnull=True
     )
-    found = current.first()
-    if found is None:
-        try:
-            with transaction.atomic():
-                return _make(context, shared=True)
-        except IntegrityError:  # another process was first
-            found = current.get()
-    key = cache.get(found.pk, context)
-    if key is None:
-        key = unwrap(found)
-        cache.put(found.pk, key, context)
-    return Opened(found.pk, key)
+    seen = generation.current()
+    for _ in range(keks.TRIES):
+        if found := current.first():
+            key = cache.get(found.pk, (context, seen))
+            if key is None:
+                key = unwrap(found)
+                cache.put(found.pk, key, (context, seen))
+            return Opened(found.pk, key)
+        if made := _make(context, shared=True):
+            return made
+    raise keks.changed(context.owner)
 
 
 def unwrap(data_key: DataKey) -> Key:
@@ -112,7 +116,8 @@ def of(data_key: DataKey) -> Context:
     return Context(data_key.owner, data_key.purpose, data_key.server, data_key.object)
 
 
-def _make(context: Context, *, shared: bool) -> Opened:
+def _make(context: Context, *, shared: bool) -> Opened | None:
+    """Make a data key; None where another process was first, or the version was retired in between: look again."""
     kek: KeyEncryptionKey = keks.ensure_kek(context.owner)
     row = DataKey(
         kek=kek,
@@ -125,8 +130,11 @@ def _make(context: Context, *, shared: bool) -> Opened:
     key = Key.fresh()
     with keks.open_kek(kek) as wrapping:
         row.wrapped = wrap_with(wrapping, kek.pk, row, key)
-    row.save(force_insert=True)
-    return Opened(row.pk, key)
+    with suppress(IntegrityError), transaction.atomic():
+        row.save(force_insert=True)
+        return Opened(row.pk, key)
+    key.wipe()
+    return None
 
 
 def _what(context: Context) -> str:

@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from audit.services import SYSTEM, record
 from security.errors import SecurityError
-from security.keyring import deks, keks
+from security.keyring import deks, generation, keks
 from security.keyring.seams import latest, seams
 from security.models import PLATFORM, DataKey, Erasure, KeyEncryptionKey, Rewrap
 
@@ -22,13 +22,17 @@ def request(actor: Any, owner: uuid.UUID) -> Erasure:
     """Ask for the erasure of an owner's keys. They stay until the final backup has expired."""
     if owner == PLATFORM:
         raise SecurityError("The platform's own keys can't be erased: everything would be lost. Nothing was changed.")
-    row, created = Erasure.objects.get_or_create(
-        owner=owner, defaults={"destroy_after": _keep_until(owner) or timezone.now()}
-    )
+    plan = planned(owner)
+    row, created = Erasure.objects.get_or_create(owner=owner, defaults={"destroy_after": plan.destroy_after})
     if created:
         after = {"destroy_after": row.destroy_after.isoformat()}
         record(actor=actor, verb="keys.erase", object=row, organisation_id=owner, after=after)
     return row
+
+
+def planned(owner: uuid.UUID) -> Erasure:
+    """Return what a request made now would be, unsaved: for whoever must see the dates before they ask."""
+    return Erasure(owner=owner, destroy_after=_keep_until(owner) or timezone.now())
 
 
 @transaction.atomic
@@ -73,6 +77,7 @@ def _destroy(actor: Any, row: Erasure) -> bool:
     for identity in DataKey.objects.filter(owner=row.owner, shared=True).values_list("pk", flat=True):
         deks.cache.forget(identity)
     DataKey.objects.filter(owner=row.owner).delete()
+    generation.replace()
     for kek in versions:
         if kek.state != KeyEncryptionKey.State.DESTROYED:
             keks.wipe(actor, kek)

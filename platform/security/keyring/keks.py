@@ -3,43 +3,49 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import suppress
 from typing import Any
 
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from audit.services import SYSTEM, record
-from security.errors import KeyGone, KeyInUse
-from security.keyring import roots
+from security.errors import KeyGone, KeyInUse, KeysChanged
+from security.keyring import generation, roots
 from security.keyring.cache import KeyCache
 from security.keyring.seams import seams
 from security.models import DataKey, Erasure, KeyEncryptionKey, owner_name
 from security.secret import Key
 
 State = KeyEncryptionKey.State
+TRIES = 5
+"""How often something is looked for again that another process made, replaced or retired in between."""
 cache = KeyCache()
 
 
 def ensure_kek(owner: uuid.UUID) -> KeyEncryptionKey:
     """Return the owner's active KEK; the first call makes it."""
     active = KeyEncryptionKey.objects.filter(owner=owner, state=State.ACTIVE)
-    if found := active.first():
-        return found
-    refuse_erased(owner)
-    try:
-        with transaction.atomic():
+    for _ in range(TRIES):
+        if found := active.first():
+            return found
+        refuse_erased(owner)
+        with suppress(IntegrityError), transaction.atomic():  # another process was first
             return _new(SYSTEM, owner, "kek.create")
-    except IntegrityError:  # another process was first
-        return active.get()
+    raise changed(owner)
 
 
 def open_kek(kek: KeyEncryptionKey) -> Key:
     """Return the KEK's key, from memory where it was used lately. Wipe it after use."""
     if kek.state == State.DESTROYED:
-        raise KeyGone(f"The key {kek} was destroyed. What it protected can't be read any more, by anybody.")
-    if (key := cache.get(kek.pk)) is None:
+        raise destroyed(kek)
+    seen = generation.current()
+    if (key := cache.get(kek.pk, seen)) is None:
+        # The row in hand may be older than the generation that the key would be kept under.
+        if KeyEncryptionKey.objects.filter(pk=kek.pk, state=State.DESTROYED).exists():
+            raise destroyed(kek)
         key = roots.unwrap(kek)
-        cache.put(kek.pk, key)
+        cache.put(kek.pk, key, seen)
     return key
 
 
@@ -101,6 +107,7 @@ def wipe(actor: Any, kek: KeyEncryptionKey) -> None:
     kek.save(update_fields=["state", "wrapped", "destroyed"])
     organisation = roots.organisation_of(kek.owner)
     record(actor=actor, verb="kek.destroy", object=kek, organisation_id=organisation, before=before)
+    generation.replace()
     cache.forget(kek.pk)
     # Once more at the end: another thread may have opened it in between.
     transaction.on_commit(lambda: cache.forget(kek.pk))
@@ -110,6 +117,15 @@ def refuse_erased(owner: uuid.UUID) -> None:
     """Raise `KeyGone` for an owner whose keys were erased: a new key would hide that the old data is gone."""
     if Erasure.objects.filter(owner=owner, destroyed__isnull=False).exists():
         raise KeyGone(f"The keys of {owner_name(owner)} were erased. Nothing can be encrypted or read for it.")
+
+
+def changed(owner: uuid.UUID) -> KeysChanged:
+    """Return the error for an owner whose keys never held still."""
+    return KeysChanged(f"The keys of {owner_name(owner)} were changed {TRIES} times meanwhile. Nothing was written.")
+
+
+def destroyed(kek: KeyEncryptionKey) -> KeyGone:
+    return KeyGone(f"The key {kek} was destroyed. What it protected can't be read any more, by anybody.")
 
 
 def _replace(actor: Any, old: KeyEncryptionKey, *, compromised: bool) -> KeyEncryptionKey:
@@ -124,6 +140,7 @@ def _replace(actor: Any, old: KeyEncryptionKey, *, compromised: bool) -> KeyEncr
         marked.update(reencrypt=now)
         for tell in seams.reencrypt:
             tell(old.owner, keys)
+        generation.replace()
     return new
 
 

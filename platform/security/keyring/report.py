@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -14,7 +15,7 @@ from django.utils import timezone
 from security.errors import KeySourceError
 from security.keyring import erasure, roots
 from security.keyring.seams import seams
-from security.models import Erasure, KeyEncryptionKey, Rewrap, RootKey, owner_name
+from security.models import PLATFORM, Erasure, KeyEncryptionKey, Rewrap, RootKey, owner_name
 from security.sources.keyfile import KeyFileSource
 
 
@@ -52,25 +53,26 @@ class Report:
 def report() -> Report:
     """Read everything that the report says. An HSM that is away is said so, and does not stop it."""
     now = timezone.now()
-    keks = KeyEncryptionKey.objects.annotate(count=Count("data_keys")).order_by("owner", "version")
+    keks = list(KeyEncryptionKey.objects.annotate(count=Count("data_keys")).order_by("owner", "version"))
+    runs = list(Rewrap.objects.filter(finished__isnull=True))
+    ends = list(Erasure.objects.order_by("requested"))
+    known = names([*(kek.owner for kek in keks), *(run.owner for run in runs), *(end.owner for end in ends)])
     return Report(
         at=now,
         rotation_days=min(int(settings.HEARTH["HEARTH_KEY_ROTATION_DAYS"]), roots.LONGEST),
         sources=[_source(kind) for kind in roots.sources()],
-        keys=[_root(root, now) for root in RootKey.objects.order_by("created")] + [_kek(kek, now) for kek in keks],
-        rewraps=[
-            {"owner": name(run.owner), "done": run.done, "total": run.total, "error": run.error}
-            for run in Rewrap.objects.filter(finished__isnull=True)
-        ],
+        keys=[_root(root, now) for root in RootKey.objects.order_by("created")]
+        + [_kek(kek, known[kek.owner], now) for kek in keks],
+        rewraps=[{"owner": known[run.owner], "done": run.done, "total": run.total, "error": run.error} for run in runs],
         erasures=[
             {
-                "owner": name(row.owner),
+                "owner": known[row.owner],
                 "destroy_after": row.destroy_after,
                 "destroyed": row.destroyed,
                 "complete_on": erasure.complete_on(row),
                 "completed": row.completed,
             }
-            for row in Erasure.objects.order_by("requested")
+            for row in ends
         ],
     )
 
@@ -85,15 +87,29 @@ def overdue_roots() -> QuerySet[RootKey]:
 
 
 def sentences() -> list[str]:
-    """Return one sentence for each key that is overdue."""
-    late = [f"The root key {root.id} was to be replaced" for root in overdue_roots()]
-    late += [f"The key version {kek.version} of {name(kek.owner)} was to be replaced" for kek in overdue_keks()]
-    return [f"{each} and is past its time. The data stays readable. Run: manage.py keys rotate" for each in late]
+    """Return one sentence for each key that is overdue: first the root keys, which only a person replaces."""
+    keks = list(overdue_keks())
+    known = names(kek.owner for kek in keks)
+    late = [(f"The root key {root.id}", root.rotate_after, "rotate-root") for root in overdue_roots()]
+    late += [(f"The key version {kek.version} of {known[kek.owner]}", kek.rotate_after, "rotate") for kek in keks]
+    return [
+        f"{key} was to be replaced by {due:%d %B %Y}. The data stays readable. Run: manage.py keys {verb}"
+        for key, due, verb in late
+    ]
+
+
+def names(owners: Iterable[uuid.UUID]) -> dict[uuid.UUID, str]:
+    """Return how people call these owners, where a higher layer knows; one question for all of them."""
+    asked = set(owners)
+    known: dict[uuid.UUID, str] = {}
+    for ask in seams.owner_names:
+        known |= ask(asked - {PLATFORM})
+    return {owner: known.get(owner) or owner_name(owner) for owner in asked}
 
 
 def name(owner: uuid.UUID) -> str:
-    """Return how people call an owner, where a higher layer knows."""
-    return next((found for ask in seams.owner_name if (found := ask(owner))), None) or owner_name(owner)
+    """Return how people call an owner."""
+    return names([owner])[owner]
 
 
 def to_back_up() -> list[str]:
@@ -137,10 +153,10 @@ def _root(root: RootKey, now: datetime) -> KeyLine:
     )
 
 
-def _kek(kek: Any, now: datetime) -> KeyLine:
+def _kek(kek: Any, owner: str, now: datetime) -> KeyLine:
     active = kek.state == KeyEncryptionKey.State.ACTIVE
     return KeyLine(
-        key=f"version {kek.version} of {name(kek.owner)}",
+        key=f"version {kek.version} of {owner}",
         state=kek.state,
         age_days=(now - kek.created).days,
         next_rotation=kek.rotate_after if active else None,

@@ -18,9 +18,9 @@ from django.db.models import F, Q
 from django.utils import timezone
 
 from audit.services import SYSTEM, record
-from security.errors import LeaseLost, SecurityError, WrongKey
+from security.errors import KeysChanged, LeaseLost, SecurityError, WrongKey
 from security.keyring import deks, keks, roots
-from security.models import DataKey, KeyEncryptionKey, Rewrap
+from security.models import DataKey, KeyEncryptionKey, Rewrap, owner_name
 
 logger = logging.getLogger(__name__)
 BATCH = 1000
@@ -48,7 +48,15 @@ class Run:
     def step(self, size: int) -> int:
         """Move the next data keys in one transaction; return how many were looked at, 0 at the end."""
         while self.waiting:
-            if looked := self._batch(self.waiting[0], size):
+            try:
+                looked = self._batch(self.waiting[0], size)
+            except IntegrityError:
+                # The version that was the active one a moment ago takes no keys any more.
+                raise KeysChanged(
+                    f"The keys of {owner_name(self.row.owner)} were changed during the rewrap. The last batch was "
+                    "not written; nothing is lost, and the next turn goes on."
+                ) from None
+            if looked:
                 return looked
             self.waiting.pop(0)
             self.after = FIRST

@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from audit.services import SYSTEM, record
 from security.binding import bind
-from security.errors import KeyInUse, UnknownRootKey
+from security.errors import KeyInUse, KeysDamaged, UnknownRootKey, WrongKey
 from security.keyring.seams import seams
 from security.models import KeyEncryptionKey, RootKey
 from security.secret import Key
@@ -103,12 +103,19 @@ def move_keks(actor: Any) -> int:
     """Wrap every KEK by the active root key; return how many were moved.
 
     Each is one write by compare-and-set: a crash or a lost HSM leaves each KEK whole under one of the two roots, and
-    the next call goes on. Root keys that wrap nothing any more are retired at the end.
+    the next call goes on. One that was damaged stops no other; `KeysDamaged` names them all at the end. Root keys that
+    wrap nothing any more are retired before that.
     """
     target, moved = ensure_root(), 0
+    damaged: list[str] = []
     for kek in unmoved(target).order_by("id").iterator(chunk_size=200):
         was = kek.root_id
-        with unwrap(kek) as key:
+        try:
+            key = unwrap(kek)
+        except WrongKey:
+            damaged.append(f"{kek} ({kek.pk})")
+            continue
+        with key:
             kek.root = target
             wrapped = wrap(kek, key)
         moved += (
@@ -119,6 +126,13 @@ def move_keks(actor: Any) -> int:
     for root in RootKey.objects.filter(state=State.READABLE):
         if not in_use(root):
             retire(actor, root)
+    if damaged:
+        raise KeysDamaged(
+            f"{moved} keys were moved to the root key {target.id}, and {len(damaged)} were not: they were changed in "
+            f"the database and can't be opened. They are {', '.join(damaged)}. What they protect can't be read until "
+            "they are restored from a key bundle or a backup of the database. Keep the root keys that are there.",
+            moved=moved,
+        )
     return moved
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from security.keyring.places import Place
 from security.models import DataKey, KeyEncryptionKey, RootKey
 
 
@@ -26,8 +27,14 @@ class Seams:
     """Owner and data keys of a compromise: what they encrypt needs other keys. Called inside the transaction."""
     overdue: list[Callable[[Sequence[str]], None]] = field(default_factory=list)
     """One sentence for each key past its rotation: raise an alert."""
-    owner_name: list[Callable[[uuid.UUID], str | None]] = field(default_factory=list)
-    """Owner → the name that people know, or None."""
+    owner_names: list[Callable[[Collection[uuid.UUID]], Mapping[uuid.UUID, str]]] = field(default_factory=list)
+    """Owners → the names that people know; whoever is not known is left out."""
+    places_late: list[Callable[[Sequence[str]], None]] = field(default_factory=list)
+    """One sentence for each place that gets no whole key bundle: raise an alert."""
+    owner_of_server: list[Callable[[uuid.UUID], uuid.UUID | None]] = field(default_factory=list)
+    """Server → the organisation it belongs to, or None for one that is gone, deleted or unknown."""
+    places: list[Callable[[], Sequence[Place]]] = field(default_factory=list)
+    """→ where key bundles are written: a manifest may name a data key only when each of them holds it."""
 
 
 seams = Seams()

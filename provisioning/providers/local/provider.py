@@ -47,6 +47,16 @@ class LocalProvider:
         """Stop it and remove everything of it."""
         self._call({"verb": "remove", "server_id": server_id, "fence": fence}, progress)
 
+    def certificate_request(self, server_id: str, *, fence: int) -> bytes:
+        """Return a certificate request (PEM) of the server's agent; its private key stays on this machine's disk."""
+        request = {"verb": "certificate_request", "server_id": server_id, "fence": fence}
+        return str(self._call(request, lambda _: None)).encode()
+
+    def install_certificate(self, server_id: str, *, chain: str, trust: str, address: str, fence: int) -> None:
+        """Give the agent its certificate, the authorities to trust, and Hearth's internal address."""
+        texts = {"chain": chain, "trust": trust, "address": address}
+        self._call({"verb": "install_certificate", "server_id": server_id, "fence": fence, **texts}, lambda _: None)
+
     def observe(self) -> Mapping[str, Observation]:
         """Return every server of this machine."""
         found = self._call({"verb": "observe"}, lambda _: None)

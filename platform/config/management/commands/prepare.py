@@ -17,6 +17,7 @@ from django.db import DatabaseError, connection, transaction
 
 from accounts.models import User
 from accounts.services import make_staff_link, staff_link_needed
+from config.connections.explain import explain
 from config.env import ROOT
 from config.schedule import HEARTBEAT
 from provisioning.models import Heartbeat, Region
@@ -43,10 +44,11 @@ class Command(BaseCommand):
             self._step("Static files", self._collect)
             self._link()
         except DatabaseError as error:
-            text = " ".join(str(error).split())
+            text = explain(error, "HEARTH_DATABASE") or " ".join(str(error).split())
             raise CommandError(f"The database can't be used: {text} Nothing else was started.") from error
         except redis.RedisError as error:
-            raise CommandError(f"Redis (REDIS_URL) can't be reached: {error}. Nothing else was started.") from error
+            text = explain(error, "HEARTH_REDIS") or f"{error}."
+            raise CommandError(f"Redis (REDIS_URL) can't be reached: {text} Nothing else was started.") from error
 
     def _say(self, **fields: Any) -> None:
         self.stdout.write(json.dumps(fields))
@@ -71,7 +73,9 @@ class Command(BaseCommand):
         if not settings.HEARTH["HEARTH_HSM_MODULE"]:
             # With an HSM the database says which root key it needs, and `_keys` looks for it.
             self._key_file(Path(settings.HEARTH["HEARTH_KEY_FILE"]))
-        redis.Redis.from_url(settings.REDIS_URL, socket_timeout=5, socket_connect_timeout=5).ping()
+        patience = {"socket_timeout": 5, "socket_connect_timeout": 5}
+        with redis.Redis.from_url(settings.REDIS_URL, **patience, **settings.REDIS_OPTIONS) as client:
+            client.ping()
         with connection.cursor() as cursor:
             cursor.execute("select pg_advisory_lock(%s)", [MIGRATION_LOCK])
             try:

@@ -15,8 +15,9 @@ from django.core.serializers.json import DjangoJSONEncoder
 
 from audit.services import SYSTEM
 from security import reseal
-from security.errors import SecurityError
-from security.keyring import bundle, keks, report, rewrap, roots
+from security.errors import KeysDamaged, SecurityError
+from security.keyring import bundle, keks, publish, recovery, report, rewrap, roots, running, upkeep
+from security.keyring.places import FolderPlace
 from security.models import PLATFORM, KeyEncryptionKey, Rewrap, RootKey
 
 
@@ -25,10 +26,13 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: CommandParser) -> None:
-        verbs = parser.add_subparsers(dest="verb", required=True, parser_class=argparse.ArgumentParser)
+        parser.add_argument("--report", action="store_true", help="the same as the verb `report`")
+        parser.add_argument("--json", action="store_true", help="the report as JSON")
+        verbs = parser.add_subparsers(dest="verb", parser_class=argparse.ArgumentParser)
         verbs.add_parser("show", help="every key, and what to back up")
         page = verbs.add_parser("report", help="every key's age, next rotation, and what is overdue")
-        page.add_argument("--json", action="store_true")
+        # Its absence here must not take back what was said before the verb.
+        page.add_argument("--json", action="store_true", default=argparse.SUPPRESS)
         turn = verbs.add_parser("rotate", help="a new version for one owner, or for everybody")
         turn.add_argument("--owner", help="an organisation's id, or `platform`; without it: everybody")
         turn.add_argument("--compromised", action="store_true", help="the key may be known to others")
@@ -42,12 +46,17 @@ class Command(BaseCommand):
         write = verbs.add_parser("bundle", help="write the encrypted key bundle of a place to a new file")
         write.add_argument("place", help="the place's name, such as a region")
         write.add_argument("file", type=Path)
-        read = verbs.add_parser("restore-bundle", help="restore a key bundle into an empty database")
+        write.add_argument("--owner", action="append", help="only these owners' keys; may be given several times")
+        read = verbs.add_parser("restore-bundle", help="restore one key bundle into an empty database")
         read.add_argument("place")
         read.add_argument("file", type=Path)
+        every = verbs.add_parser("restore-bundles", help="restore all there is at the places into an empty database")
+        every.add_argument("places", nargs="*", help="`name:/path`; without any: those of HEARTH_KEY_BUNDLES")
+        verbs.add_parser("publish", help="write the whole keyring to every place now")
 
     def handle(self, *args: Any, **options: Any) -> None:  # noqa: ARG002 (Django's signature)
-        do = getattr(self, "_" + options["verb"].replace("-", "_"))
+        verb = options["verb"] or ("report" if options["report"] else "show")
+        do = getattr(self, "_" + verb.replace("-", "_"))
         try:
             do(options)
         except SecurityError as error:
@@ -107,12 +116,19 @@ class Command(BaseCommand):
         self._new_root(None)
 
     def _move_to_hsm(self, options: dict[str, Any]) -> None:  # noqa: ARG002 (all verbs are called alike)
+        # The command's own sources first: where they lack the HSM too, that is the sentence to read.
+        roots.source("hsm").roots()
+        if lacking := running.lacking(settings.HEARTH):
+            raise CommandError(
+                f"These processes of Hearth know nothing of this HSM: {', '.join(lacking)}. After the move they could "
+                "open no key. Nothing was changed. Set HEARTH_HSM_MODULE, HEARTH_HSM_TOKEN and HEARTH_HSM_PIN_FILE "
+                "where Hearth is started, restart it, and run this again."
+            )
         self._new_root("hsm")
 
     def _new_root(self, kind: str | None) -> None:
-        # A second call after an interruption goes on; it makes no further root key.
         present = roots.ensure_root()
-        if present.kind != kind if kind else not roots.unmoved(present).exists():
+        if present.kind != kind if kind else not self._interrupted(present):
             present = roots.rotate_root(SYSTEM, kind=kind)
         self.stdout.write(f"The root key {present.id} is active. {roots.move_keks(SYSTEM)} keys were moved to it.")
         for root in RootKey.objects.filter(state=RootKey.State.READABLE):
@@ -124,19 +140,51 @@ class Command(BaseCommand):
             )
         self._backup()
 
+    def _interrupted(self, present: RootKey) -> bool:
+        """Tell whether an earlier rotation is to be finished first; that makes no further root key."""
+        if not roots.unmoved(present).exists():
+            return False
+        try:
+            self.stdout.write(f"Finished an earlier rotation: {roots.move_keks(SYSTEM)} keys were moved.")
+        except KeysDamaged as error:
+            # With nothing left but damaged keys it is as finished as it can be.
+            if error.moved:
+                raise
+            return False
+        return True
+
     def _bundle(self, options: dict[str, Any]) -> None:
-        data = bundle.build(options["place"])
+        owners = [_owner(owner) for owner in options["owner"]] if options["owner"] else None
+        data = bundle.build(options["place"], owners)
         handle = os.open(options["file"], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(handle)
-        self.stdout.write(f"Wrote {options['file']} ({len(data)} bytes). Only the root key opens it.")
+        self.stdout.write(
+            f"Wrote {options['file']} ({len(data)} bytes). Only the root key opens it. Remove it within "
+            f"{settings.HEARTH['HEARTH_KEY_BUNDLE_DAYS']} days: erasures count on that."
+        )
 
     def _restore_bundle(self, options: dict[str, Any]) -> None:
         found = bundle.parse(options["file"].read_bytes(), options["place"])
-        count = bundle.restore(SYSTEM, found)
+        count = recovery.recover(SYSTEM, [found])
         self.stdout.write(f"Restored {len(found.keks)} key versions and {count} data keys of {found.created:%d %B %Y}.")
+
+    def _restore_bundles(self, options: dict[str, Any]) -> None:
+        given = [entry.partition(":") for entry in options["places"]]
+        if not all(name and path for name, _, path in given):
+            raise CommandError("Name each place as `name:/path`, such as east:/mnt/east. Nothing was restored.")
+        places = [FolderPlace(name, Path(path)) for name, _, path in given] or publish.places()
+        done = recovery.from_places(SYSTEM, places)
+        self.stdout.write(f"Restored {done.data_keys} data keys from {done.bundles} bundles.")
+        for fault in done.faults:
+            self.stdout.write(f"NOT READ: {fault}")
+
+    def _publish(self, options: dict[str, Any]) -> None:  # noqa: ARG002 (all verbs are called alike)
+        for place in publish.places():
+            count = upkeep.write_whole(place)
+            self.stdout.write(f"Wrote the whole keyring to {place.name}, in {count} parts, and read it back.")
 
     def _backup(self) -> None:
         self.stdout.write("\nBack up:")

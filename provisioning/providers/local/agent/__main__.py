@@ -13,6 +13,7 @@ from pathlib import Path
 
 from provisioning.providers.local.agent.fleet import Fleet
 from provisioning.providers.local.agent.machine import Machine
+from provisioning.providers.local.agent.renewal import Renewals
 from provisioning.providers.local.agent.rpc import Socket
 from provisioning.providers.local.paths import AGENT_SOCKET, RuntimeFolderError
 
@@ -27,12 +28,13 @@ async def serve(machine: Machine) -> None:
     requests = Socket(fleet)
     await fleet.boot()
     await requests.open(machine.state)
-    keeper = asyncio.create_task(requests.keep(machine.state))
+    keepers = [asyncio.create_task(requests.keep(machine.state)), asyncio.create_task(Renewals(fleet.servers).keep())]
     _say(f"The agent keeps {len(fleet.servers)} servers. {machine.isolation}".strip())
     try:
         await end.wait()
     finally:
-        keeper.cancel()
+        for keeper in keepers:
+            keeper.cancel()
         await requests.close()
         await fleet.shut_down()
         clear(machine.runtime, fleet)

@@ -17,6 +17,7 @@ from typing import Any
 from provisioning.providers.base import Observation, Progress, ProviderError, ServerSpec, StaleFence
 from provisioning.providers.local import environments, postgres
 from provisioning.providers.local.agent import usage
+from provisioning.providers.local.agent.credentials import Credentials
 from provisioning.providers.local.agent.files import REMOVED, Tombstones, UnitFile, load_units
 from provisioning.providers.local.agent.machine import Machine, disk_error
 from provisioning.providers.local.agent.server import ManagedServer
@@ -146,10 +147,29 @@ class Fleet:
             server.unit.wanted = False
             server.folder.save()
             await server.stop()
-            await server.folder.remove()
-            del self.servers[server_id]
+            async with server.certifying:
+                await server.folder.remove()
+                del self.servers[server_id]
             self._disk.pop(server_id, None)
         progress("Every file of the server is removed.")
+
+    async def certificate_request(self, server_id: str, fence: int) -> str:
+        """Return a request (PEM) for the certificate of its agent; the key stays here."""
+        async with self._certifying(server_id, fence) as credentials:
+            return (await asyncio.to_thread(credentials.request)).decode()
+
+    async def install_certificate(self, server_id: str, fence: int, chain: str, trust: str, address: str) -> None:
+        """Let its agent use the certificate that Hearth gave for its request."""
+        async with self._certifying(server_id, fence) as credentials:
+            await asyncio.to_thread(credentials.install, chain, trust, address)
+
+    @asynccontextmanager
+    async def _certifying(self, server_id: str, fence: int) -> AsyncIterator[Credentials]:
+        self._enter(server_id, fence)
+        server = self._known(server_id)
+        async with server.certifying:
+            self._enter(server_id, fence)
+            yield self._known(server_id).folder.credentials
 
     def _enter(self, server_id: str, fence: int) -> None:
         """Refuse a fence below the highest that was seen, and remember a higher one at once."""
@@ -249,6 +269,8 @@ class Fleet:
             crashes=unit.crashes,
             started_at=server.synapse.started_at if unit.wanted else None,
             suspended=unit.suspended,
+            certificate_wanted=server.folder.credentials.wanted(),
+            internal_address=server.folder.credentials.address,
             memory_bytes=used.memory_bytes,
             cpu_seconds=used.cpu_seconds,
             disk_bytes=disk_bytes,

@@ -12,6 +12,7 @@ import yaml
 
 from provisioning.providers.base import ProviderError, ServerSpec
 from provisioning.providers.local import configuration, environments, postgres
+from provisioning.providers.local.agent.credentials import Credentials
 from provisioning.providers.local.agent.files import REMOVED, UnitFile, sync_folder, write
 from provisioning.providers.local.agent.machine import Machine
 from provisioning.providers.local.configuration import Places
@@ -30,6 +31,7 @@ class Folder:
         self.sockets = machine.runtime / unit.server_id
         self.data = self.path / "postgres"
         self.config = self.path / "config" / "homeserver.yaml"
+        self.credentials = Credentials(self.path / "identity", unit.server_id)
         self.go = self.sockets.with_suffix(".go")
         """Made when Synapse may start; see launcher.py."""
         self.places = Places(
@@ -73,6 +75,7 @@ class Folder:
                 postgres.give(path, uid, gid)
         for path in (self.path / "config").glob("*"):
             os.chown(path, 0, gid, follow_symlinks=False)
+        self.credentials.own()
 
     def save(self) -> None:
         """Write the unit file."""

@@ -1,6 +1,6 @@
 """The agent's socket: one request a connection, lines of JSON.
 
-Request: `{"verb", "version" | "spec" | "server_id", "fence"}`. Answer: any number of `{"line": text}` and
+Request: `{"verb", "version" | "spec" | "server_id", "fence", ...}`. Answer: any number of `{"line": text}` and
 `{"alive": true}`, then one `{"result": ...}` or `{"error": {"message", "code", "retry"}}`. A verb goes on to its end
 when its caller goes away: the caller's successor waits for it, and finds its work done.
 """
@@ -26,6 +26,8 @@ from provisioning.providers.local.paths import AGENT_SOCKET, RuntimeFolderError,
 LONGEST = 1024 * 1024
 ALIVE_SECONDS = 5.0
 SOCKET_LOOK = 2.0
+CERTIFYING = {"certificate_request": (), "install_certificate": ("chain", "trust", "address")}
+"""Verbs that change an agent's certificate, with the texts that they carry."""
 
 
 class Socket:
@@ -112,6 +114,9 @@ class Socket:
             return await fleet.prepare(str(request["version"]), progress)
         if verb in ("stop", "remove"):
             return await getattr(fleet, verb)(request["server_id"], int(request["fence"]), progress)
+        if verb in CERTIFYING:
+            texts = {name: str(request[name]) for name in CERTIFYING[verb]}
+            return await getattr(fleet, verb)(request["server_id"], int(request["fence"]), **texts)
         if verb in ("ensure_storage", "configure", "start"):
             return await getattr(fleet, verb)(ServerSpec(**request["spec"]), int(request["fence"]), progress)
         raise KeyError(verb)

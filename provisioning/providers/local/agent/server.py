@@ -34,6 +34,8 @@ class ManagedServer:
         self.unit = unit
         self.folder = Folder(machine, unit)
         self.lock = asyncio.Lock()
+        self.certifying = asyncio.Lock()
+        """Held while its key and certificate change: that waits for no start, and no start for it."""
         self.blocker: ProviderError | None = None
         """Why it could not even be tried to start it."""
         self.answered = False
