@@ -25,14 +25,22 @@ LEASES = "hearth"
 class Operator:
     """One operator process. Its log is in `log`; it dies with the tests."""
 
-    def __init__(self, kubeconfig: Path, folder: Path, probe: str, *options: str, name: str = "operator") -> None:
+    def __init__(
+        self,
+        kubeconfig: Path,
+        folder: Path,
+        probe: str,
+        *options: str,
+        name: str = "operator",
+        administrator: Path | None = None,
+    ) -> None:
         self.log = folder / f"{name}.log"
         self._folder = folder
         self._name = name
         self._options = ["--kubeconfig", str(kubeconfig), "--probe", probe, "--port", "0", "--diagnose-after", "1"]
         self._options += ["--identity", name, "--helper", str(helper()), *options]
         self.process: subprocess.Popen[bytes] | None = None
-        self._api = Api.from_kubeconfig(kubeconfig)
+        self._api = Api.from_kubeconfig(administrator or kubeconfig)
 
     def __enter__(self) -> Self:
         try:

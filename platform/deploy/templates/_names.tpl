@@ -1,0 +1,4 @@
+{{- define "hearth.labels" -}}
+app.kubernetes.io/name: {{ . }}
+app.kubernetes.io/part-of: hearth
+{{- end }}

@@ -1,0 +1,242 @@
+"""What the operator and Hearth may do in a cluster, and what nobody may: the chart of `platform/deploy`, for real."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from provisioning.operator.children import KINDS
+from tests.chart import values
+from tests.cluster import tools
+from tests.cluster.api import Api, ApiError
+from tests.cluster.fixtures import need_programs
+from tests.cluster.launch import Cluster, write_kubeconfig
+from tests.operator.homeservers import Homeservers
+from tests.operator.process import Operator
+from tests.operator.servers import LABELS, SERVER, Servers, large, small
+
+pytestmark = pytest.mark.xdist_group("cluster")
+
+DEPLOY = Path(__file__).resolve().parents[2] / "platform" / "deploy"
+SYSTEM = "hearth"
+
+
+@pytest.fixture(scope="module")
+def installed() -> Iterator[Cluster]:
+    """A cluster of its own with the chart in it: its policies would forbid what other tests do."""
+    need_programs()
+    with Cluster() as cluster:
+        cluster.api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM}})
+        words = ["upgrade", "--install", "hearth", str(DEPLOY), "--namespace", SYSTEM, "--kubeconfig"]
+        options = ["--set", "operator.image=images.example/hearth:1"]
+        definition = cluster.api.get("apiextensions.k8s.io/v1", "CustomResourceDefinition", "matrixservers.hearth.host")
+        assert definition is not None
+        owned = {"meta.helm.sh/release-name": "hearth", "meta.helm.sh/release-namespace": SYSTEM}
+        cluster.api.patch(
+            definition,
+            {"metadata": {"annotations": owned, "labels": {"app.kubernetes.io/managed-by": "Helm"}}},
+        )
+        subprocess.run(
+            [str(tools.find("helm")), *words, str(cluster.kubeconfig), *options],
+            check=True,
+            env={"HOME": str(cluster.folder), "PATH": "/usr/bin:/bin"},
+        )
+        cluster.api.wait("policies in force", lambda: _denied(cluster.api))
+        yield cluster
+
+
+def _denied(api: Api) -> bool:
+    """Say whether the policies are in force, which takes the API server some seconds."""
+    name = "hearth-00000000-0000-0000-0000-000000000000"
+    bad = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+    try:
+        api.apply(bad, dry_run=True)
+    except ApiError:
+        return True
+    return False
+
+
+def account(cluster: Cluster, name: str, folder: Path) -> Path:
+    """Return a kubeconfig of one of the chart's accounts."""
+    place = folder / f"{name}.kubeconfig"
+    token = cluster.api.token(SYSTEM, name)
+    write_kubeconfig(place, cluster.url, cluster.folder / "ca.crt", {"token": token})
+    return place
+
+
+@pytest.fixture
+def as_operator(installed: Cluster, tmp_path: Path) -> Iterator[Api]:
+    api = Api.from_kubeconfig(account(installed, "hearth-operator", tmp_path))
+    yield api
+    api.close()
+
+
+@pytest.fixture
+def as_hearth(installed: Cluster, tmp_path: Path) -> Iterator[Api]:
+    api = Api.from_kubeconfig(account(installed, "hearth-provider", tmp_path))
+    yield api
+    api.close()
+
+
+@pytest.fixture
+def place(installed: Cluster) -> Iterator[str]:
+    made = Servers(installed.api)
+    yield made.place()
+    made.remove()
+
+
+def refused(call: object, *words: object, **options: object) -> str:
+    """Call, and return the sentence with which the API server refuses."""
+    with pytest.raises(ApiError) as caught:
+        call(*words, **options)  # type: ignore[operator]
+    assert caught.value.status in {403, 422}, caught.value
+    return caught.value.message
+
+
+def test_with_no_more_than_its_rights_the_operator_does_all_its_work(
+    installed: Cluster, homeservers: Homeservers, tmp_path: Path
+) -> None:
+    made = Servers(installed.api)
+    kubeconfig = account(installed, "hearth-operator", tmp_path)
+    with Operator(kubeconfig, tmp_path, homeservers.address, administrator=installed.kubeconfig) as operator:
+        try:
+            for spec in (large(), small(network={"vpc": {"name": "alice", "cidr": "10.80.0.0/24"}})):
+                server = made.make(spec)
+                server.wait_ready()
+                assert server.condition("Degraded")["status"] == "False", server.status()
+            assert installed.api.get("kubeovn.io/v1", "Vpc", server.namespace)
+            server.change(monitoring={"enabled": False})
+            server.wait("Progressing", "False")
+            server.api.delete(*SERVER, "synapse", server.namespace)
+            server.api.wait("end of the server", lambda: server.api.get(*SERVER, "synapse", server.namespace) is None)
+            server.api.wait("end of its network", lambda: not installed.api.list("kubeovn.io/v1", "Vpc"))
+            assert "forbidden" not in operator.text().lower()
+        finally:
+            made.remove()
+
+
+def test_the_operator_reads_no_secret(as_operator: Api, place: str) -> None:
+    assert "secrets" in refused(as_operator.list, "v1", "Secret")
+    assert "secrets" in refused(as_operator.list, "v1", "Secret", place)
+    assert "secrets" in refused(as_operator.get, "v1", "Secret", "synapse-secrets", place)
+
+
+@pytest.mark.parametrize(
+    ("version", "kind"),
+    [
+        ("v1", "Namespace"), ("v1", "Node"), ("v1", "Pod"), ("v1", "Secret"),
+        ("rbac.authorization.k8s.io/v1", "Role"), ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding"),
+        ("apiextensions.k8s.io/v1", "CustomResourceDefinition"), ("batch/v1", "Job"),
+    ],
+)  # fmt: skip
+def test_the_operator_makes_nothing_that_is_not_its_business(
+    as_operator: Api, place: str, version: str, kind: str
+) -> None:
+    found = {"apiVersion": version, "kind": kind, "metadata": {"name": "mallory", "namespace": place}}
+    if kind in {"Namespace", "Node", "ClusterRoleBinding", "CustomResourceDefinition"}:
+        del found["metadata"]["namespace"]  # type: ignore[attr-defined]
+    refused(as_operator.apply, found)
+
+
+@pytest.mark.parametrize("namespace", ["default", "kube-system", SYSTEM])
+def test_the_operator_writes_only_where_servers_live(as_operator: Api, place: str, namespace: str) -> None:
+    def configuration(where: str) -> dict[str, object]:
+        return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x", "namespace": where}, "data": {}}
+
+    assert "only in the namespaces of Matrix servers" in refused(as_operator.apply, configuration(namespace))
+    as_operator.apply(configuration(place))
+
+
+def test_hearth_writes_a_servers_secret_and_can_not_read_it(as_hearth: Api, place: str) -> None:
+    meta = {"name": "synapse-secrets", "namespace": place}
+    as_hearth.apply({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": {"macaroon": "x"}})
+    refused(as_hearth.get, "v1", "Secret", "synapse-secrets", place)
+    refused(as_hearth.list, "v1", "Secret")
+    other = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "other", "namespace": place}}
+    assert "one Secret" in refused(as_hearth.apply, other)
+    meta["namespace"] = "kube-system"
+    assert "only the namespaces of Matrix servers" in refused(
+        as_hearth.apply, {"apiVersion": "v1", "kind": "Secret", "metadata": meta}
+    )
+
+
+def test_hearth_deletes_no_other_namespace(as_hearth: Api, place: str) -> None:
+    assert "only the namespaces" in refused(as_hearth.delete, "v1", "Namespace", SYSTEM)
+    assert "only the namespaces" in refused(
+        as_hearth.apply, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "mine"}}
+    )
+    as_hearth.delete("v1", "Namespace", place)
+
+
+def test_hearth_makes_servers_and_reads_their_status(as_hearth: Api, place: str) -> None:
+    as_hearth.apply(values.matrix_server(small(), place))
+    assert as_hearth.get(*SERVER, "synapse", place)
+    refused(as_hearth.list, "v1", "ConfigMap", place)
+    refused(as_hearth.list, "v1", "Pod", place)
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        ({"pod-security.kubernetes.io/enforce": "baseline"}, "always held to Pod Security 'restricted'"),
+        ({"pod-security.kubernetes.io/enforce": None}, "always held to Pod Security 'restricted'"),
+        ({"pod-security.kubernetes.io/warn": "privileged"}, "always held to Pod Security 'restricted'"),
+        ({"pod-security.kubernetes.io/enforce-version": "v1.20"}, "newest Pod Security rules"),
+        ({"hearth.host/server": None}, "hearth.host/server"),
+        ({"hearth.host/organisation": "0" * 8}, "whose server this is"),
+        ({"app.kubernetes.io/managed-by": None}, "whose server this is"),
+    ],
+)
+def test_nobody_weakens_a_servers_namespace(
+    installed: Cluster, place: str, labels: dict[str, str | None], sentence: str
+) -> None:
+    found = installed.api.get("v1", "Namespace", place)
+    assert found is not None
+    assert sentence in refused(installed.api.patch, found, {"metadata": {"labels": labels}})
+
+
+def test_nobody_makes_a_weak_namespace_with_a_servers_name(installed: Cluster) -> None:
+    meta = {"name": "hearth-11111111-2222-3333-4444-555555555555"}
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": meta}
+    assert "restricted" in refused(installed.api.apply, namespace)
+    other = {"name": "elsewhere", "labels": {**LABELS, "hearth.host/server": meta["name"].removeprefix("hearth-")}}
+    assert "called 'hearth-'" in refused(installed.api.apply, {**namespace, "metadata": other})
+
+
+def test_a_server_lives_only_in_its_own_namespace(installed: Cluster, place: str) -> None:
+    assert "no other" in refused(installed.api.apply, values.matrix_server(small(), "default"))
+    stolen = small(organisation="00000000-0000-0000-0000-000000000000")
+    assert "another organisation" in refused(installed.api.apply, values.matrix_server(stolen, place))
+
+
+def test_the_role_is_made_of_the_kinds_that_the_operator_manages() -> None:
+    rules = next(
+        each
+        for each in yaml.safe_load_all(_rendered())
+        if each["kind"] == "ClusterRole" and each["metadata"]["name"] == "hearth-operator"
+    )["rules"]
+    children = {"list", "watch", "create", "patch", "delete"}
+    granted = {
+        (group, kind) for rule in rules if set(rule["verbs"]) == children for group in rule["apiGroups"]
+        for kind in rule["resources"]
+    }  # fmt: skip
+    assert granted == {(kind.group, kind.plural) for kind in KINDS.values()}
+
+
+def _rendered() -> str:
+    need_programs()
+    words = [
+        "template",
+        "hearth",
+        str(DEPLOY),
+        "--namespace",
+        SYSTEM,
+        "--set",
+        "operator.image=images.example/hearth:1",
+    ]
+    done = subprocess.run([str(tools.find("helm")), *words], check=True, capture_output=True, text=True)
+    return done.stdout
