@@ -214,6 +214,11 @@ class Fleet:
                 self.processes[name].kill()
                 self.processes[name].wait()
 
+    def connection(self) -> psycopg.Connection[tuple[Any, ...]]:
+        """Return a connection to the server's database."""
+        info = self.server.info
+        return psycopg.connect(host=info.host, port=info.port, user=self.name, dbname=self.name)
+
     def client(self, pod: str) -> httpx.Client:
         """Return a client of one pod's HTTP listener."""
         transport = httpx.HTTPTransport(uds=str(self.folder / pod / "8008.sock"))

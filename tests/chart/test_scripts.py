@@ -17,8 +17,9 @@ from provisioning.chart.files import cache
 from provisioning.chart.schema import FOLDER
 from tests.bench.floor import free_ports
 from tests.chart import values
-from tests.chart.processes import Fleet, wait_until
+from tests.chart.processes import Fleet, environment, wait_until
 from tests.chart.render import render
+from tests.prepare import VERSIONS
 
 WORKERS = {"workers": {"eventPersisters": 1}, "redis": {"own": {"persistence": False}}}
 
@@ -37,6 +38,40 @@ def test_a_worker_waits_until_the_main_process_has_made_the_schema(fleet: Fleet)
     fleet.wait_log(pods[1], "Waiting: no schema yet")
     fleet.start(pods[0])
     fleet.ready(*pods)
+
+
+def test_a_worker_waits_for_the_schema_of_its_own_release(fleet: Fleet) -> None:
+    main, worker = "synapse-main-0", "synapse-event-persister-0"
+    fleet.prepare(main, worker)
+    fleet.start(main)
+    fleet.ready(main)
+    with fleet.connection() as connection:
+        (schema,) = connection.execute("SELECT version FROM schema_version").fetchone() or (0,)
+        connection.execute("UPDATE schema_version SET version = %s", (schema - 1,))
+        connection.commit()
+        fleet.start(worker)
+        fleet.wait_log(worker, f"Waiting: the database has schema {schema - 1}")
+        connection.execute("UPDATE schema_version SET version = %s", (schema,))
+        connection.commit()
+    fleet.ready(worker)
+
+
+def test_an_upgrade_one_process_after_the_other_and_the_way_back(fleet: Fleet) -> None:
+    """As a rolling update does it: old workers go on while the main process is new already."""
+    main, worker = "synapse-main-0", "synapse-event-persister-0"
+    newer, older = VERSIONS
+    fleet.prepare(main, worker)
+    for version in (older, newer, older):
+        fleet.python = environment(version)
+        for pod in (main, worker):
+            if pod in fleet.processes:
+                fleet.stop(pod)
+            fleet.start(pod)
+            # The worker is still the former release's when the main process comes back.
+            fleet.ready(*[each for each in (main, worker) if each in fleet.processes])
+        with fleet.client(main) as client:
+            assert client.get("/_matrix/federation/v1/version").json()["server"]["version"].startswith(version)
+            assert client.get("/_matrix/key/v2/server").json()["verify_keys"].keys() == {fleet.key_id}
 
 
 def test_without_its_signing_key_or_with_another_one_it_does_not_start(fleet: Fleet) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
-import psycopg
 import pytest
 import redis
 import yaml
@@ -71,8 +70,7 @@ def new_room(router: Router, token: str) -> str:
 
 def writers(fleet: Fleet, table: str) -> set[str]:
     """Return the processes that wrote a table's rows."""
-    info = fleet.server.info
-    with psycopg.connect(host=info.host, port=info.port, user=fleet.name, dbname=fleet.name) as connection:
+    with fleet.connection() as connection:
         query = sql.SQL("SELECT DISTINCT instance_name FROM {}").format(sql.Identifier(table))
         return {row[0] for row in connection.execute(query)}
 

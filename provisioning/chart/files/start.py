@@ -23,6 +23,7 @@ from synapse.storage.schema import SCHEMA_COMPAT_VERSION, SCHEMA_VERSION
 
 PATIENCE = 600.0
 POLL = 1.0
+PUBLIC_AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 
 
 def main(arguments: list[str]) -> int:
@@ -32,6 +33,8 @@ def main(arguments: list[str]) -> int:
     if fault := key_fault(Path(config["signing_key_path"]), os.environ.get("SIGNING_KEY_ID", "")):
         return say(3, fault)
     os.environ["PGPASSWORD"] = (secrets / "password").read_text().strip()
+    authority = secrets / "database-ca.crt"
+    os.environ["PGSSLROOTCERT"] = str(authority if authority.exists() else PUBLIC_AUTHORITIES)
     args = {name: value for name, value in config["database"]["args"].items() if not name.startswith("cp_")}
     if code := wait(lambda: database_fault(args, workers=group != "main")):
         return code

@@ -51,9 +51,6 @@ database:
     user: {{ .user | quote }}
     dbname: {{ .name | quote }}
     sslmode: {{ .tls }}
-    {{- if hasPrefix "verify" .tls }}
-    sslrootcert: {{ .authority | default "/etc/ssl/certs/ca-certificates.crt" | quote }}
-    {{- end }}
     {{- end }}
     connect_timeout: 10
     keepalives_idle: 10
