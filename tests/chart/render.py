@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +79,19 @@ def render(spec: Mapping[str, Any], *, namespace: str = NAMESPACE, uid: str = UI
 
 def render_values(content: Mapping[str, Any]) -> Rendered:
     """Render exactly these values. `Refused` says why the chart did not take them."""
+    return Rendered(_template(yaml.safe_dump(dict(content))))
+
+
+@lru_cache(maxsize=64)
+def _template(content: str) -> str:
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix="hearth-values-") as file:
-        file.write(yaml.safe_dump(dict(content)))
+        file.write(content)
         file.flush()
         argv = [helm(), "template", "synapse", str(FOLDER), "--namespace", NAMESPACE, "--values", file.name]
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
     if done.returncode:
         raise Refused(done.stderr)
-    return Rendered(done.stdout)
+    return done.stdout
 
 
 def values_file(folder: Path, spec: Mapping[str, Any]) -> Path:
