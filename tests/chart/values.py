@@ -73,7 +73,7 @@ def workers(**changes: Any) -> dict[str, Any]:
                     "readReplicas": True,
                     "antiAffinity": "required",
                     "storage": {"size": "100Gi", "class": "encrypted"},
-                    "snapshots": {"class": "encrypted-snapshots"},
+                    "snapshots": {"class": "encrypted-snapshots", "schedule": "0 30 3 * * *"},
                     "cpu": 4,
                     "memory": "8Gi",
                 }
