@@ -6,6 +6,7 @@ import ipaddress
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import promql_parser
 import pytest
 import yaml
 
@@ -291,6 +292,16 @@ def test_the_database_is_as_synapse_wants_it_and_as_safe_as_the_plan_says() -> N
     ]
     assert two["postgresql"]["synchronous"]["dataDurability"] == "preferred"
     assert render(values.monolith())["Cluster/postgres"]["spec"]["enablePDB"] is False
+
+
+@each_server
+def test_every_alert_is_promql_and_says_what_to_do(name: str) -> None:
+    for group in render(SERVERS[name]())["PrometheusRule/synapse"]["spec"]["groups"]:
+        for rule in group["rules"]:
+            promql_parser.parse(rule["expr"])  # ValueError where it is none
+            assert f'namespace="{NAMESPACE}"' in rule["expr"]
+            assert rule["labels"]["severity"] in ("critical", "warning", "info")
+            assert set(rule["annotations"]) == {"summary", "description"}
 
 
 def test_no_secret_is_in_a_config_map() -> None:
