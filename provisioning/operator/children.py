@@ -155,12 +155,12 @@ def _volume(found: Mapping[str, Any]) -> Volume:
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("", "v1", "ServiceAccount", "serviceaccounts"),
+        Kind("", "v1", "ServiceAccount", "serviceaccounts", shared=True),
         Kind("", "v1", "ConfigMap", "configmaps"),
         Kind("", "v1", "Service", "services"),
         Kind("", "v1", "ResourceQuota", "resourcequotas"),
         Kind("", "v1", "LimitRange", "limitranges"),
-        Kind("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims", look=_volume),
+        Kind("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims", shared=True, look=_volume),
         Kind("apps", "v1", "Deployment", "deployments", look=_workload),
         Kind("apps", "v1", "StatefulSet", "statefulsets", look=_workload),
         Kind("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies"),
@@ -170,14 +170,14 @@ KINDS: dict[str, Kind] = {
         Kind("gateway.networking.k8s.io", "v1", "HTTPRoute", "httproutes"),
         Kind("gateway.networking.k8s.io", "v1beta1", "ReferenceGrant", "referencegrants"),
         Kind("cert-manager.io", "v1", "Certificate", "certificates", look=_certificate),
-        Kind("postgresql.cnpg.io", "v1", "Cluster", "clusters", look=_database),
-        Kind("postgresql.cnpg.io", "v1", "Pooler", "poolers"),
-        Kind("postgresql.cnpg.io", "v1", "ScheduledBackup", "scheduledbackups"),
+        Kind("postgresql.cnpg.io", "v1", "Cluster", "clusters", shared=True, look=_database),
+        Kind("postgresql.cnpg.io", "v1", "Pooler", "poolers", shared=True),
+        Kind("postgresql.cnpg.io", "v1", "ScheduledBackup", "scheduledbackups", shared=True),
         Kind("monitoring.coreos.com", "v1", "ServiceMonitor", "servicemonitors"),
         Kind("monitoring.coreos.com", "v1", "PodMonitor", "podmonitors"),
         Kind("monitoring.coreos.com", "v1", "PrometheusRule", "prometheusrules"),
-        Kind("kubeovn.io", "v1", "Vpc", "vpcs", namespaced=False),
-        Kind("kubeovn.io", "v1", "Subnet", "subnets", namespaced=False),
+        Kind("kubeovn.io", "v1", "Vpc", "vpcs", shared=True, namespaced=False),
+        Kind("kubeovn.io", "v1", "Subnet", "subnets", shared=True, namespaced=False),
     )
 }
 """Every kind the chart may render. RBAC and the watches are made from this list; another kind is refused."""

@@ -11,6 +11,8 @@ from provisioning.operator.store import Child
 
 MAIN = "synapse-main"
 GENERIC = "synapse-generic"
+FRONT = "synapse-front"
+"""Routes, and tells people that a server is suspended: it needs no database and goes on while all others stop."""
 WORKLOADS = {"Deployment", "StatefulSet"}
 
 
@@ -64,7 +66,7 @@ class Observed:
 
     def synapses(self) -> Iterator[tuple[str, Workload]]:
         """Yield Synapse's groups of processes."""
-        return ((name, each) for name, each in self.workloads() if name.startswith("synapse-"))
+        return ((name, each) for name, each in self.workloads() if is_synapse(name))
 
     def workload(self, name: str) -> Workload | None:
         """Return one group of processes."""
@@ -83,6 +85,11 @@ class Observed:
         for place, child in sorted(self.children.items()):
             if isinstance(child.seen, Volume):
                 yield place.name, child.seen
+
+
+def is_synapse(name: str) -> bool:
+    """Say whether a group of processes is one of Synapse's own."""
+    return name.startswith("synapse-") and name != FRONT
 
 
 def condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:

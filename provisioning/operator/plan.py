@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from provisioning.operator.children import Place
-from provisioning.operator.observed import MAIN, WORKLOADS, Fault, Observed, condition
+from provisioning.operator.observed import MAIN, WORKLOADS, Fault, Observed, condition, is_synapse
 
 UPGRADE_LIMIT = 900.0  # seconds an upgrade may take before it goes back
 CRASHES = 4  # of the main process, before an upgrade goes back sooner
@@ -72,7 +72,7 @@ def _resume(spec: Mapping[str, Any], seen: Observed) -> Plan | None:
 
 
 def _is_synapse(place: Place) -> bool:
-    return place.kind in WORKLOADS and place.name.startswith("synapse-")
+    return place.kind in WORKLOADS and is_synapse(place.name)
 
 
 def _is_worker(place: Place) -> bool:

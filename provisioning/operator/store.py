@@ -140,13 +140,13 @@ class Store:
         held = self._children.get(home, {}).get(place)
         if held is not None and held.version >= version:
             if written:  # the watch was quicker than the answer
-                held.accepted = self.shapes.of(metadata)
+                held.accepted = self.shapes.of(metadata, shared=kind.shared)
             return held
         now = Child(
             uid=metadata["uid"],
             version=version,
             digest=(metadata.get("annotations") or {}).get(DIGEST, ""),
-            fingerprint=self.shapes.of(metadata),
+            fingerprint=self.shapes.of(metadata, shared=kind.shared),
             deleting="deletionTimestamp" in metadata,
             owner=sys.intern(owner_of(metadata)),
             seen=kind.look(found) if kind.look and "spec" in found else held and held.seen,

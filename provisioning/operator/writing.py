@@ -13,6 +13,7 @@ from provisioning.operator.children import KINDS, ORDER, Place
 from provisioning.operator.differences import Cause, Differences, Write
 from provisioning.operator.kube.client import Client
 from provisioning.operator.kube.errors import ApiError
+from provisioning.operator.kube.fingerprint import additions, claimed
 from provisioning.operator.metrics import Metrics
 from provisioning.operator.notices import Notices
 from provisioning.operator.observed import Fault
@@ -102,7 +103,11 @@ class Writer:
         kind = KINDS[write.place.kind]
         self._check()
         try:
-            answer = await self._client.apply(kind, owner.namespace, write.place.name, rendered.body(write))
+            found = rendered.body(write)
+            answer = await self._client.apply(kind, owner.namespace, write.place.name, found)
+            if not kind.shared and additions(answer["metadata"]):
+                await self._claim(owner, write.place, answer["metadata"])
+                answer = await self._client.apply(kind, owner.namespace, write.place.name, found)
         except ApiError as error:
             if error.passing or error.status == 409:
                 raise
@@ -118,6 +123,11 @@ class Writer:
         self._metrics.applied.labels(write.cause.value).inc()
         self._say(server, write)
         return None
+
+    async def _claim(self, owner: Owner, place: Place, metadata: Mapping[str, Any]) -> None:
+        """Make what somebody else has added ours, so that the next apply takes it away."""
+        fields, version = claimed(metadata), metadata["resourceVersion"]
+        await self._client.own(KINDS[place.kind], owner.namespace, place.name, fields, version)
 
     async def _again(self, owner: Owner, place: Place) -> None:
         """Delete a StatefulSet but not its pods, so that one with other volumes can take them over."""

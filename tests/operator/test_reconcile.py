@@ -164,6 +164,37 @@ def test_every_kind_of_edit_is_undone(
     server.wait_child(kind, name, restored)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "change", "path"),
+    [
+        (CONFIGURATION, None, {"data": {"mallory": "x"}}, ("data", "mallory")),
+        (
+            ("v1", "ResourceQuota"),
+            "server",
+            {"spec": {"hard": {"count/secrets": "1"}}},
+            ("spec", "hard", "count/secrets"),
+        ),
+        (STATEFUL, "synapse-main", {"spec": {"minReadySeconds": 3}}, ("spec", "minReadySeconds")),
+    ],
+)
+def test_what_somebody_adds_is_taken_away(
+    server: Server, kind: tuple[str, str], name: str | None, change: dict[str, object], path: tuple[str, ...]
+) -> None:
+    if name is None:
+        found = server.api.list(*kind, server.namespace)
+        name = next(each["metadata"]["name"] for each in found if "homeserver.yaml" in (each.get("data") or {}))
+    server.api.patch(server.need(kind, name), change)
+
+    def gone(found: dict[str, object]) -> bool:
+        value: object = found
+        for part in path:
+            value = value.get(part) if isinstance(value, dict) else None
+        return not value
+
+    server.wait_child(kind, name, gone)
+    server.wait_event("EditUndone")
+
+
 @pytest.mark.parametrize(("kind", "name"), [(SERVICE, "synapse-main"), (STATEFUL, "synapse-main")])
 def test_a_deleted_child_is_made_again_and_told(server: Server, kind: tuple[str, str], name: str) -> None:
     before = server.need(kind, name)["metadata"]["uid"]

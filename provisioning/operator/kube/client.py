@@ -79,6 +79,21 @@ class Client:
             accept=METADATA,
         )
 
+    async def own(self, kind: Kind, namespace: str, name: str, fields: Any, version: str) -> dict[str, Any]:
+        """Set whose each field is (`managedFields`), if the object is still the one with that resource version."""
+        change = [
+            {"op": "replace", "path": "/metadata/managedFields", "value": fields},
+            {"op": "replace", "path": "/metadata/resourceVersion", "value": version},
+        ]
+        return await self._json(
+            "patch",
+            "PATCH",
+            kind.path(namespace, name),
+            body=json.dumps(change).encode(),
+            content="application/json-patch+json",
+            accept=METADATA,
+        )
+
     async def create(self, kind: Kind, namespace: str, body: Any) -> dict[str, Any]:
         """Make a new object."""
         data = json.dumps(body).encode()

@@ -20,6 +20,8 @@ class Kind:
     plural: str
     namespaced: bool = True
     look: Look | None = None
+    shared: bool = False
+    """Whether others may rightly write its spec too, such as a driver that binds a volume."""
     whole: bool = False
     """Whether whole objects are watched even without `look`."""
 

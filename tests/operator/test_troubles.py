@@ -1,0 +1,138 @@
+"""What can be wrong with a server or its cluster: a named reason, a sentence, and back when it is put right."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cluster.api import Api
+from tests.cluster.furnish import NAME
+from tests.operator.homeservers import Homeservers
+from tests.operator.process import Operator
+from tests.operator.servers import SERVER, STATEFUL, Server, Servers, large, small
+
+pytestmark = pytest.mark.xdist_group("cluster")
+
+DEFINITION = Path(__file__).resolve().parents[2] / "provisioning" / "chart" / "crds" / "hearth.host_matrixservers.yaml"
+
+
+def test_a_quota_that_is_exceeded(operator: Operator, servers: Servers) -> None:
+    namespace = servers.place()
+    quota = {"name": "by-hand", "namespace": namespace}
+    hard = {"pods": "0"}
+    servers.api.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": quota, "spec": {"hard": hard}})
+    server = servers.make(namespace=namespace)
+    found = server.wait("Ready", "False", "QuotaExceeded", seconds=40)
+    assert "synapse-main" in found["message"]
+    assert server.condition("Degraded")["reason"] == "QuotaExceeded"
+    servers.api.delete("v1", "ResourceQuota", "by-hand", namespace)
+    # Kubernetes' own controller tries again after a pause that doubles; an edit wakes it.
+    server.change(restarts=1)
+    server.wait_ready(seconds=60)
+    assert server.condition("Degraded")["status"] == "False"
+
+
+def test_a_storage_class_that_is_missing(operator: Operator, servers: Servers) -> None:
+    server = servers.make(large(redis={"own": {"storage": {"class": "not-there"}}}))
+    found = server.wait("Degraded", "True", "StorageClassMissing", seconds=40)
+    assert "not-there" in found["message"]
+
+
+def test_no_node_has_room(operator: Operator, servers: Servers) -> None:
+    server = servers.make(small(nodeSelector={"example.org/none": "such"}))
+    found = server.wait("Ready", "False", "Unschedulable", seconds=40)
+    assert "No data is lost" in found["message"]
+    server.change(nodeSelector=None)
+    server.wait_ready(seconds=60)
+
+
+def test_a_certificate_that_fails(operator: Operator, servers: Servers) -> None:
+    server = servers.make(small(routing={"certificate": {"issuerRef": {"name": "broken", "kind": "ClusterIssuer"}}}))
+    found = server.wait("CertificateReady", "False", "Failed", seconds=40)
+    assert "issuer refused" in found["message"]
+    assert server.wait("Degraded", "True", "CertificateFailed")
+    server.change(routing={"certificate": {"issuerRef": {"name": NAME}}})
+    server.wait("CertificateReady", "True")
+    server.wait("Degraded", "False")
+
+
+def test_a_wrong_database_secret(server: Server, homeservers: Homeservers) -> None:
+    homeservers.silent.add(server.namespace)
+    pod = server.api.get("v1", "Pod", "synapse-main-0", server.namespace)
+    assert pod is not None
+    said = 'psycopg2.OperationalError: FATAL:  password authentication failed for user "synapse"'
+    state = {
+        "name": "synapse", "image": "x", "imageID": "x", "ready": False, "restartCount": 2,
+        "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+        "lastState": {"terminated": {"exitCode": 1, "message": said}},
+    }  # fmt: skip
+    conditions = [{"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "False"}]
+    server.api.patch(pod, {"status": {"containerStatuses": [state], "conditions": conditions}}, sub="status")
+    found = server.wait("Ready", "False", "DatabaseRefused", seconds=40)
+    assert "password of this server's Secret" in found["message"]
+    assert server.condition("DatabaseReady")["reason"] == "DatabaseRefused"
+
+
+def test_a_server_that_does_not_answer(operator: Operator, servers: Servers, homeservers: Homeservers) -> None:
+    namespace = servers.place()
+    homeservers.silent.add(namespace)
+    server = servers.make(namespace=namespace)
+    found = server.wait("Ready", "False", "NotAnswering", seconds=40)
+    assert "502" in found["message"]
+    homeservers.silent.discard(namespace)
+    server.wait_ready()
+
+
+def test_a_namespace_that_is_stuck_in_its_end(operator: Operator, servers: Servers) -> None:
+    server = servers.make()
+    server.wait_ready()
+    meta = {"name": "stuck", "namespace": server.namespace, "finalizers": ["example.org/never"]}
+    server.api.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta})
+    server.api.delete("v1", "Namespace", server.namespace)
+    try:
+        server.api.wait("end of the server", lambda: server.api.get(*SERVER, "synapse", server.namespace) is None)
+        before = operator.numbers()["hearth_operator_turns_total"]
+        time.sleep(4)
+        assert operator.numbers()["hearth_operator_turns_total"] - before < 10
+    finally:
+        server.api.patch(
+            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta}, {"metadata": {"finalizers": None}}
+        )
+
+
+def test_the_definition_is_upgraded_under_it(server: Server, api: Api) -> None:
+    newer = yaml.safe_load(DEFINITION.read_text())
+    spec = newer["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    spec["properties"]["fromTheFuture"] = {"type": "object", "properties": {"on": {"type": "boolean"}}}
+    api.apply(newer)
+    try:
+        server.change(limits={"maxUsers": 60})
+        server.wait_child(STATEFUL, "synapse-main", lambda each: each["metadata"]["generation"] == 2)
+        server.wait_ready()
+        api.wait("field of the new definition", lambda: _accepts(server))
+        found = server.wait("Degraded", "True", "RenderFailed")
+        assert "update the operator" in found["message"]
+        assert server.condition("Ready")["status"] == "True", "what runs goes on running"
+        server.change(fromTheFuture=None)
+        server.wait("Degraded", "False")
+    finally:
+        api.apply(yaml.safe_load(DEFINITION.read_text()))
+
+
+def _accepts(server: Server) -> bool:
+    server.change(fromTheFuture={"on": True})
+    return "fromTheFuture" in server.now()["spec"]
+
+
+def test_somebody_who_keeps_editing_is_corrected_less_and_less_often(server: Server) -> None:
+    rule = ("monitoring.coreos.com/v1", "PrometheusRule")
+    wanted = server.need(rule, "synapse")["spec"]["groups"]
+    for number in range(8):
+        server.api.patch(server.need(rule, "synapse"), {"spec": {"groups": [{"name": f"mallory-{number}"}]}})
+        time.sleep(0.4)
+    found = server.wait("Degraded", "True", "EditedAgain")
+    assert "hearth-tests" in found["message"]
+    server.wait_child(rule, "synapse", lambda each: each["spec"]["groups"] == wanted, seconds=60)
