@@ -19,6 +19,7 @@ from provisioning.providers.local import environments
 from tenants.releases import RELEASES
 from tests.chart.s3 import s3_provider
 from tests.cluster import definitions, tools
+from tests.operator import render_helper
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "var" / "test"
@@ -84,6 +85,7 @@ def _hsm() -> str:
 def _cluster() -> str:
     try:
         tools.ensure(say=_say)
+        render_helper.ensure(say=_say)
         definitions.ensure(say=_say)
     except tools.Missing as missing:
         return f"every test on a Kubernetes cluster: {missing}"

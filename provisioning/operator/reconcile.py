@@ -56,7 +56,7 @@ class Memory:
     probe: Probe | None = None
     probed: tuple[Any, ...] = ()
     """The state of the server that the probe belongs to."""
-    probed_at: float = 0.0
+    probe_due: float = 0.0
     unsettled_since: float = 0.0
     diagnosed_at: float = 0.0
     diagnosis: Diagnosis = field(default_factory=lambda: Diagnosis(None))
@@ -212,15 +212,12 @@ class Reconciler:
 
     async def _probe(self, server: dict[str, Any], memory: Memory, main: Workload) -> None:
         state = (main.image, main.selector, server["metadata"].get("generation"))
-        now, age = time.monotonic(), time.monotonic() - memory.probed_at
-        fresh = memory.probe is not None and memory.probed == state
-        if fresh and memory.probe and age < (self._pace.probe_again if memory.probe.ok else self._pace.probe_retry):
-            return
-        memory.probe = await self._prober.ask(server)
-        memory.probed, memory.probed_at = state, now
-        namespace = server["metadata"]["namespace"]
-        spread = random.uniform(1.0, 1.3)  # noqa: S311 (spreads load)
-        self._later(namespace, (self._pace.probe_again if memory.probe.ok else self._pace.probe_retry) * spread)
+        if memory.probe is None or memory.probed != state or time.monotonic() >= memory.probe_due:
+            memory.probe, memory.probed = await self._prober.ask(server), state
+            pause = self._pace.probe_again if memory.probe.ok else self._pace.probe_retry
+            memory.probe_due = time.monotonic() + pause * random.uniform(1.0, 1.3)  # noqa: S311 (spreads load)
+        # A turn asks again for whatever it waits for: of several wishes only the earliest is kept.
+        self._later(server["metadata"]["namespace"], max(0.01, memory.probe_due - time.monotonic()))
 
     async def _tell(self, server: dict[str, Any], plan: planning.Plan, seen: Observed, memory: Memory) -> None:
         """Write the status if it is not what is there already."""

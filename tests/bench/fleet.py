@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,15 @@ def spec(number: int) -> dict[str, Any]:
         routing={"certificate": {"issuerRef": ISSUER}},
         secret={"signingKeyId": KEY},
     )
+
+
+async def until(reached: Callable[[], object], *, every: float = 0.05, seconds: float = 900) -> None:
+    """Return once this is true."""
+    async with asyncio.timeout(seconds):
+        while True:
+            if reached():
+                return
+            await asyncio.sleep(every)
 
 
 class Fleet:
@@ -111,18 +120,14 @@ class Fleet:
         """Wait for all of these."""
         await asyncio.gather(*all_of)
 
-    async def until_ready(self, names: Iterable[str], *, seconds: float = 900) -> float:
+    async def until_ready(self, names: Collection[str], *, seconds: float = 900) -> float:
         """Wait until all are Ready; return when the last was, by perf_counter."""
-        missing = set(names)
-        async with asyncio.timeout(seconds):
-            while missing := missing - self.ready.keys():
-                await asyncio.sleep(0.05)
+        await until(lambda: not set(names) - self.ready.keys(), seconds=seconds)
         return max(self.ready[name] for name in names)
 
     async def quiet(self, *, seconds: float = 3.0) -> None:
         """Wait until no child has been written for a while."""
-        while time.perf_counter() - self.last < seconds:
-            await asyncio.sleep(0.1)
+        await until(lambda: time.perf_counter() - self.last >= seconds)
 
 
 @asynccontextmanager

@@ -28,7 +28,7 @@ from provisioning.operator.ownership import SELECTOR
 from provisioning.operator.render import Helper
 from provisioning.operator.rendering import place_of
 from provisioning.operator.settings import CHART
-from tests.bench.fleet import Fleet, spec, watched
+from tests.bench.fleet import Fleet, spec, until, watched
 from tests.cluster import tools
 from tests.cluster.launch import Cluster
 from tests.operator.homeservers import Homeservers
@@ -187,9 +187,7 @@ class Bench:
         self.found |= {"burst_p99_s": p99(burst)}
 
     async def first_write(self, name: str) -> float:
-        async with asyncio.timeout(120):
-            while name not in self.fleet.first:
-                await asyncio.sleep(0.001)
+        await until(lambda: name in self.fleet.first, every=0.001, seconds=120)
         return self.fleet.first[name]
 
     async def updates(self) -> None:
@@ -228,6 +226,11 @@ class Bench:
             "steady_reads": requests(after, READS) - requests(before, READS),
         }
 
+    def idle(self) -> bool:
+        """Say whether no server waits for its turn or has it."""
+        numbers = self.operator.numbers()
+        return not (numbers["hearth_operator_queue"] or numbers["hearth_operator_working"])
+
     async def restart(self) -> None:
         """Count requests of a new operator that finds everything as it should be."""
         self.operator.end()
@@ -235,11 +238,7 @@ class Bench:
         self.operator.log.unlink()
         self.operator.start()
         await asyncio.to_thread(self.operator.wait_for, r"saw \d+ servers", seconds=120)
-        while (
-            self.operator.numbers().get("hearth_operator_queue", 1)
-            or self.operator.numbers()["hearth_operator_working"]
-        ):
-            await asyncio.sleep(0.2)
+        await until(self.idle, every=0.2)
         took = time.perf_counter() - begun
         await asyncio.sleep(10)
         numbers = self.operator.numbers()

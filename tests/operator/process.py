@@ -16,10 +16,19 @@ import httpx
 
 from provisioning.providers.local.processes import Command, spawn_argv
 from tests.cluster.api import Api
+from tests.cluster.tools import Missing
+from tests.left_out import leave_out
 from tests.operator.render_helper import helper
 
 ROOT = Path(__file__).resolve().parents[2]
 LEASES = "hearth"
+
+
+def _helper() -> Path:
+    try:
+        return helper()
+    except Missing as missing:
+        leave_out(str(missing))
 
 
 class Operator:
@@ -38,7 +47,7 @@ class Operator:
         self._folder = folder
         self._name = name
         self._options = ["--kubeconfig", str(kubeconfig), "--probe", probe, "--port", "0", "--diagnose-after", "1"]
-        self._options += ["--identity", name, "--helper", str(helper()), *options]
+        self._options += ["--identity", name, "--helper", str(_helper()), *options]
         self.process: subprocess.Popen[bytes] | None = None
         self._api = Api.from_kubeconfig(administrator or kubeconfig)
 

@@ -50,7 +50,7 @@ def carried_out(server: Server, users: int, *, seconds: float = RECOVERY) -> Non
     server.wait_child(STATEFUL, "synapse-main", lambda each: each["metadata"]["generation"] > before, seconds=seconds)
 
 
-Fault = Callable[["FaultProxy", random.Random], None]
+Fault = Callable[["FaultProxy", random.Random], object]
 
 
 def _refusing(status: int, **options: object) -> Fault:
@@ -74,11 +74,11 @@ FAULT_KINDS: dict[str, Fault] = {
     "500": _refusing(500),
     "503 for writes": _refusing(503, verbs="patch create"),
     "watches answered 410": _refusing(410, verbs="watch"),
-    "watches expired": lambda proxy, _chance: proxy.expire_watches() and None,
-    "watches with ERROR 500": lambda proxy, _chance: proxy.break_watches(500) and None,
-    "watches with ERROR 429": lambda proxy, _chance: proxy.break_watches(429) and None,
-    "watches ended": lambda proxy, _chance: proxy.end_watches() and None,
-    "everything cut": lambda proxy, _chance: proxy.cut() and None,
+    "watches expired": lambda proxy, _chance: proxy.expire_watches(),
+    "watches with ERROR 500": lambda proxy, _chance: proxy.break_watches(500),
+    "watches with ERROR 429": lambda proxy, _chance: proxy.break_watches(429),
+    "watches ended": lambda proxy, _chance: proxy.end_watches(),
+    "everything cut": lambda proxy, _chance: proxy.cut(),
     "everything down": _down,
 }
 

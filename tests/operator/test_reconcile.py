@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
+from tests.cluster.api import Object
 from tests.operator.process import Operator
 from tests.operator.servers import STATEFUL, Server, Servers, large, small
 
@@ -155,10 +157,11 @@ def test_every_kind_of_edit_is_undone(
     before = server.need(kind, name)
     server.api.patch(before, change)
 
-    def restored(found: dict[str, object]) -> bool:
+    def restored(found: Object) -> bool:
         parts = ("spec", "data")
-        meta = [(each["metadata"].get(key)) for each in (before, found) for key in ("labels", "annotations")]
-        same = all(before.get(part) == found.get(part) for part in parts) and meta[0] == meta[2] and meta[1] == meta[3]
+        keys = ("labels", "annotations")
+        same = all(before.get(part) == found.get(part) for part in parts)
+        same = same and all(before["metadata"].get(key) == found["metadata"].get(key) for key in keys)
         return same and bool(found["metadata"].get("ownerReferences"))
 
     server.wait_child(kind, name, restored)
@@ -185,8 +188,8 @@ def test_what_somebody_adds_is_taken_away(
         name = next(each["metadata"]["name"] for each in found if "homeserver.yaml" in (each.get("data") or {}))
     server.api.patch(server.need(kind, name), change)
 
-    def gone(found: dict[str, object]) -> bool:
-        value: object = found
+    def gone(found: Object) -> bool:
+        value: Any = found
         for part in path:
             value = value.get(part) if isinstance(value, dict) else None
         return not value
