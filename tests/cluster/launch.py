@@ -30,6 +30,9 @@ from tests.cluster.tools import CLUSTER, find
 
 ROOT = Path(__file__).resolve().parents[2]
 PREFIX = "hearth-cluster-"
+LOOPBACK = "127.0.0.1"
+SERVICE = "10.96.0.1"
+"""The address of the Service `kubernetes`: the first of its range."""
 MASTERS = "system:masters"
 ISSUER = "https://kubernetes.default.svc"
 _TRIES = 5
@@ -40,10 +43,11 @@ _LIMIT = 120.0
 class Cluster:
     """One control plane. `start` returns when it answers; `kubeconfig` is the path of an administrator's.
 
-    kwok plays `nodes` nodes and the pods on them; with 0 there is no kwok, and pods stay pending.
+    kwok plays `nodes` nodes and the pods on them; with 0 there is no kwok, and pods stay pending. For a real node the
+    API server listens on another `address` than loopback, which pods can reach, and real `databases` need no stand-in.
     """
 
-    def __init__(self, *, nodes: int = 3) -> None:
+    def __init__(self, *, nodes: int = 3, address: str = LOOPBACK, databases: bool = False) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))
         self._lock = (self.folder / ".lock").open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -53,6 +57,8 @@ class Cluster:
         self.authority = Authority("test cluster")
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._nodes = nodes
+        self._address = address
+        self._stand_ins = ["--no-databases"] if databases else []
         self._programs = {name: [str(find(name))] for name in CLUSTER if nodes or name != "kwok"}
         self._programs["stand-ins"] = [sys.executable, "-m", "tests.cluster.stand_ins"]
         self._api: Api | None = None
@@ -70,7 +76,7 @@ class Cluster:
 
     @property
     def url(self) -> str:
-        return f"https://127.0.0.1:{self.port}"
+        return f"https://{self._address}:{self.port}"
 
     @property
     def kubeconfig(self) -> Path:
@@ -104,7 +110,7 @@ class Cluster:
         if self._nodes:
             self._spawn("kwok", *self._kwok_flags())
         furnish(self.api, nodes=self._nodes)
-        self._spawn("stand-ins", str(self.kubeconfig))
+        self._spawn("stand-ins", str(self.kubeconfig), *self._stand_ins)
         return time.monotonic() - started
 
     def stop(self) -> None:
@@ -181,7 +187,9 @@ class Cluster:
             self._api = None
 
     def _write_keys(self) -> None:
-        server = self.authority.issue("kube-apiserver", hosts=("127.0.0.1", "localhost", "kubernetes.default.svc"))
+        server = self.authority.issue(
+            "kube-apiserver", hosts=(self._address, SERVICE, "localhost", "kubernetes.default.svc")
+        )
         tokens = signing_pair()
         files = {
             "ca.crt": self.authority.certificate,
@@ -220,9 +228,10 @@ class Cluster:
         return [
             "--etcd-servers=unix://etcd:0",
             f"--secure-port={self.port}",
-            "--bind-address=127.0.0.1",
-            "--advertise-address=127.0.0.1",
-            "--endpoint-reconciler-type=none",
+            f"--bind-address={self._address}",
+            f"--advertise-address={self._address}",
+            # Pods find it by the Service `kubernetes`, whose endpoint can't be loopback.
+            f"--endpoint-reconciler-type={'none' if self._address == LOOPBACK else 'lease'}",
             f"--client-ca-file={folder}/ca.crt",
             f"--tls-cert-file={folder}/server.crt",
             f"--tls-private-key-file={folder}/server.key",

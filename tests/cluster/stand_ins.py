@@ -47,19 +47,24 @@ class StandIns:
 
     http: httpx.AsyncClient
     authority: Authority
+    databases: bool = True
 
     async def run(self) -> None:
         """Watch and act until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for path, act in {
-                CERTIFICATES: self.certificate,
-                CLAIMS: self.claim,
-                VOLUMES: self.volume,
-                CLUSTERS: self.cluster,
-                SERVICES: self.service,
-                INGRESSES: self.ingress,
-            }.items():
+            for path, act in self.acts().items():
                 group.create_task(self._follow(path, act))
+
+    def acts(self) -> dict[str, Act]:
+        """Return what is done for each object of a list."""
+        always: dict[str, Act] = {
+            CERTIFICATES: self.certificate,
+            CLAIMS: self.claim,
+            VOLUMES: self.volume,
+            SERVICES: self.service,
+            INGRESSES: self.ingress,
+        }
+        return always | ({CLUSTERS: self.cluster} if self.databases else {})
 
     async def certificate(self, each: Object) -> None:
         """Sign a Certificate: write the Secret it names, then its status."""
@@ -281,14 +286,16 @@ def _time(moment: datetime.datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-async def main(kubeconfig: Path) -> None:
-    """Run until killed."""
+async def main(kubeconfig: Path, *, databases: bool) -> None:
+    """Run until killed. Without `databases` CloudNativePG's Clusters are left to its own operator."""
     url, verify, headers = connection(kubeconfig)
     async with httpx.AsyncClient(base_url=url, verify=verify, headers=headers, timeout=30, trust_env=False) as http:
-        await StandIns(http, Authority("test issuer", days=2 * LIFE.days)).run()
+        await StandIns(http, Authority("test issuer", days=2 * LIFE.days), databases).run()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kubeconfig", type=Path)
-    asyncio.run(main(parser.parse_args().kubeconfig))
+    parser.add_argument("--no-databases", dest="databases", action="store_false")
+    arguments = parser.parse_args()
+    asyncio.run(main(arguments.kubeconfig, databases=arguments.databases))

@@ -71,12 +71,17 @@ TOOLS = {
     "kubeconform": Tool("checks", "github.com/yannh/kubeconform/cmd/kubeconform"),
     "kubelet": Tool("kubernetes", "k8s.io/kubernetes/cmd/kubelet"),
     "kubectl": Tool("kubernetes", "k8s.io/kubernetes/cmd/kubectl"),
+    "kube-proxy": Tool("kubernetes", "k8s.io/kubernetes/cmd/kube-proxy"),
+    "coredns": Tool("coredns", "hearth.host/tests/cluster/coredns"),
+    "cloudnative-pg": Tool("cloudnative-pg", "github.com/cloudnative-pg/cloudnative-pg/cmd/manager"),
 }
 CLUSTER = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok")
 UNUSED = 30 * 24 * 3600.0
 """Seconds after which a version that no checkout asked for goes."""
 TESTS = (*CLUSTER, "helm", "kube-score", "kubeconform")
 """What `make test` needs; the others are built when somebody asks for them."""
+NODE = ("kubelet", "kube-proxy", "coredns", "cloudnative-pg")
+"""What a real node needs beside them."""
 
 
 def find(name: str) -> Path:
@@ -187,7 +192,8 @@ def _version() -> str:
 
 
 def _key(module: str) -> str:
-    contents = [(MODULES / module / name).read_bytes() for name in ("go.mod", "go.sum")]
+    sources = [*sorted((MODULES / module).glob("*.go")), *((MODULES / module / name) for name in ("go.mod", "go.sum"))]
+    contents = [each.read_bytes() for each in sources]
     digest = hashlib.sha256(b"\0".join([*contents, _FLAGS.encode()])).hexdigest()
     return f"{module}-{digest[:16]}"
 
