@@ -12,4 +12,5 @@ class ProvisioningConfig(AppConfig):
         from provisioning import fleet, metrics, services  # noqa: F401, PLC0415 (they need the models)
 
         seams.register_regions(fleet.open_regions)
+        seams.register_places(fleet.take_place)
         seams.register_wake(services.desired_changed)

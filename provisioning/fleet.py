@@ -8,14 +8,18 @@ from functools import lru_cache
 from django.conf import settings
 from django.db import transaction
 
+from provisioning import clusters
 from provisioning.models import Region
 from provisioning.providers.base import Provider
 from provisioning.providers.local.paths import agent_socket
 from provisioning.providers.local.provider import LocalProvider
+from tenants.errors import Refused
 from tenants.models import Domain, Server
 from tenants.seams import RegionChoice
 
 LOCAL = "local"
+CELL = 5000
+"""Servers that one region holds at most: it is the size that one operator is measured with."""
 
 
 @lru_cache(maxsize=1)
@@ -28,7 +32,9 @@ MAKERS: dict[str, Callable[[], Provider]] = {Region.Provider.LOCAL: local_provid
 
 
 def provider_for(region: Region) -> Provider:
-    """Return the provider of `region`."""
+    """Return the provider of `region`, or raise `ProviderError` where there is no way to it."""
+    if region.provider == Region.Provider.KUBERNETES:
+        return clusters.provider_of(region)
     return MAKERS[region.provider]()
 
 
@@ -53,6 +59,22 @@ def open_regions() -> list[RegionChoice]:
     """Say where new servers can be put; `tenants` asks through its seam."""
     rows = Region.objects.filter(open=True).order_by("code")
     return [RegionChoice(code=row.code, name=row.name, base_domain=row.base_domain) for row in rows]
+
+
+def take_place(code: str) -> None:
+    """Refuse when the region has no room for one more server. Call it inside the transaction that makes the server.
+
+    Placements of one region take turns by its row, so that many at once can't overshoot.
+    """
+    region = Region.objects.select_for_update().filter(code=code).first()
+    if region is None or not region.open:
+        raise Refused("That region takes no new servers. No server was made. Choose another.", field="region")
+    if Server.objects.filter(region=code, deleted__isnull=True).count() >= CELL:
+        raise Refused(
+            f"The region “{region.name}” is full: it holds {CELL:,} servers. No server was made. Choose another "
+            "region.",
+            field="region",
+        )
 
 
 def may_federate(server: Server) -> bool:

@@ -17,6 +17,7 @@ class Region(models.Model):
 
     class Provider(models.TextChoices):
         LOCAL = "local", "This machine"
+        KUBERNETES = "kubernetes", "Kubernetes"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     code = models.SlugField(unique=True, max_length=40)
@@ -30,6 +31,51 @@ class Region(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class Cluster(models.Model):
+    """The Kubernetes cluster that a region is: how Hearth gets in, and what servers are made of there."""
+
+    region = models.OneToOneField(Region, primary_key=True, on_delete=models.CASCADE, related_name="cluster")
+    kubeconfig = SealedTextField(
+        row=("region_id",), null=True, help_text="None: the account of the pod that Hearth runs in."
+    )
+    synapse_image = models.CharField(max_length=400, help_text="With {version} where the release belongs.")
+    postgres_image = models.CharField(max_length=400)
+    redis_image = models.CharField(max_length=400, blank=True, help_text="Without it servers have no workers.")
+    storage_class = models.CharField(
+        max_length=200, blank=True, help_text="One that encrypts and lets volumes grow. Empty: the cluster's default."
+    )
+    snapshot_class = models.CharField(max_length=200, blank=True)
+    ingress_class = models.CharField(max_length=200, blank=True)
+    gateway = models.CharField(max_length=200, blank=True, help_text="A Gateway, as namespace/name.")
+    issuer = models.CharField(
+        max_length=200, blank=True, help_text="A ClusterIssuer. Empty: the controller has a certificate already."
+    )
+    s3_endpoint = models.CharField(max_length=300, blank=True, help_text="Empty: media lies on a volume.")
+    s3_bucket = models.CharField(max_length=63, blank=True)
+    s3_region = models.CharField(max_length=63, blank=True)
+    s3_access_key = models.CharField(max_length=200, blank=True, help_text="Empty: pods get a role.")
+    s3_secret_key = SealedTextField(row=("region_id",), null=True)
+    route = models.CharField(
+        max_length=200, help_text="Where Hearth reaches a server's Synapse, with {namespace}. It needs the admin API."
+    )
+    priority_class = models.CharField(max_length=200, blank=True)
+    overlay = models.JSONField(
+        default=dict, blank=True, help_text="Laid over each server's spec. null takes a key away; {server} is its id."
+    )
+    etcd_encrypted = models.BooleanField(
+        default=False, help_text="Whoever runs the cluster says that its Secrets are encrypted in etcd."
+    )
+    revision = models.PositiveIntegerField(default=0, help_text="Rises with each change, so that workers notice it.")
+    findings = models.JSONField(default=list, help_text="What the last check of the region found.")
+    checked = models.DateTimeField(null=True)
+
+    class Meta:
+        verbose_name = "Kubernetes region"
+
+    def __str__(self) -> str:
+        return str(self.region)
 
 
 class Operation(models.Model):

@@ -22,7 +22,7 @@ from django.utils import timezone
 from provisioning import checks, identities, samples
 from provisioning.fleet import provider_for
 from provisioning.models import Operation, Region, ServerSecret, ServerStatus
-from provisioning.providers.base import Observation, ProviderError
+from provisioning.providers.base import Observation, Provider, ProviderError
 from provisioning.spec import RUNNING
 from provisioning.status import Situation, evaluate
 from provisioning.status_writer import decides, write
@@ -48,9 +48,10 @@ def observe_region(region: Region) -> int:
         .filter(server__region=region.code, server__deleted__isnull=True)
         .exclude(applied={})
     )
-    unreachable, seen = "", {}
+    unreachable, seen, provider = "", {}, None
     try:
-        seen = dict(provider_for(region).observe())
+        provider = provider_for(region)
+        seen = dict(provider.observe())
     except ProviderError as error:
         unreachable = str(error)
         log.warning("provider_unreachable", region=region.code, error=unreachable)
@@ -58,8 +59,8 @@ def observe_region(region: Region) -> int:
     operations = deciding_operations([status.server_id for status in statuses])
     found = (
         {}
-        if unreachable
-        else _checks([s for s in statuses if _to_check(s, seen.get(str(s.pk)), operations, now)], seen)
+        if provider is None or unreachable
+        else _checks([s for s in statuses if _to_check(s, seen.get(str(s.pk)), operations, now)], seen, provider)
     )
     changed = 0
     for status in statuses:
@@ -118,15 +119,19 @@ def _checked(status: ServerStatus, seen: Observation | None) -> bool:
     return seen.started_at is None or datetime.fromtimestamp(seen.started_at, UTC) <= status.checked
 
 
-def _checks(statuses: list[ServerStatus], seen: Mapping[str, Observation]) -> dict[uuid.UUID, dict[str, Any]]:
+def _checks(
+    statuses: list[ServerStatus], seen: Mapping[str, Observation], provider: Provider
+) -> dict[uuid.UUID, dict[str, Any]]:
     chosen = statuses[:CHECKS_A_LOOK]
     secrets = _secrets([status.pk for status in chosen])
     with ThreadPoolExecutor(CHECKS_AT_ONCE) as threads:
-        results = threads.map(lambda status: _check(status, seen[str(status.pk)], secrets.get(status.pk, {})), chosen)
+        results = threads.map(
+            lambda status: _check(status, seen[str(status.pk)], secrets.get(status.pk, {}), provider), chosen
+        )
         return {status.pk: result for status, result in zip(chosen, results, strict=True)}
 
 
-def _check(status: ServerStatus, seen: Observation, secrets: Mapping[str, str]) -> dict[str, Any]:
+def _check(status: ServerStatus, seen: Observation, secrets: Mapping[str, str], provider: Provider) -> dict[str, Any]:
     """Return the fields to write. Runs in a thread that must not touch the database."""
     begun = timezone.now()
     fields: dict[str, Any] = {
@@ -136,7 +141,8 @@ def _check(status: ServerStatus, seen: Observation, secrets: Mapping[str, str]) 
         "next_check": begun + CHECK_EVERY,
     }
     try:
-        found = checks.run(seen.homeserver_url or status.homeserver_url, status.server.server_name, secrets)
+        url = provider.route(str(status.pk), seen.homeserver_url or status.homeserver_url)
+        found = checks.run(url, status.server.server_name, secrets)
         fields |= {"version": found.version, "signing_key_id": found.key_id}
         users = checks.count_users(seen.metrics_url)
         fields |= {} if users is None else {"users": users}

@@ -10,7 +10,7 @@ from provisioning.models import ServerSecret
 from provisioning.providers.local.keys import new_secrets
 from tenants.models import Server
 
-SPEC_SECRETS = ("signing_key", "macaroon", "registration", "form", "database", "jwt")
+SPEC_SECRETS = ("signing_key", "macaroon", "registration", "form", "database", "jwt", "replication", "redis")
 ADMIN_PASSWORD, NEXT_PASSWORD = "admin_password", "admin_password_next"
 # No letter that reads like another: people type this on a phone.
 ALPHABET = "abcdefghjkmnpqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ23456789"

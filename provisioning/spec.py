@@ -101,5 +101,6 @@ def build(
         suspended=now["mode"] != RUNNING,
         suspend_message=now["message"],
         federation=now["federation"],
+        organisation_id=str(server.organisation_id),
         secrets=secrets,
     )

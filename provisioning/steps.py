@@ -77,7 +77,11 @@ class Context:
         url = ServerStatus.objects.values_list("homeserver_url", flat=True).get(server=self.server)
         if not url:
             raise ProviderError("The server has no address yet. It is started again.", code="NoAddress")
-        return Homeserver(url, self.server.server_name)
+        return Homeserver(self.route(url), self.server.server_name)
+
+    def route(self, url: str) -> str:
+        """Return where Hearth itself reaches the server whose clients use `url`."""
+        return self.provider.route(str(self.server.pk), url)
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,7 @@ def protocol(context: Context) -> None:
     """Ask what a client and another server would ask; nothing is called ready before."""
     begun = now_checked()
     url = ServerStatus.objects.values_list("homeserver_url", flat=True).get(server=context.server)
-    found = checks.run(url, context.server.server_name, context.secrets)
+    found = checks.run(context.route(url), context.server.server_name, context.secrets)
     wanted = context.spec.version
     if found.version != wanted:
         raise ProviderError(

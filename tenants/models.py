@@ -181,6 +181,7 @@ class Server(models.Model):
             models.Index(
                 fields=["id"], include=["generation"], name="server_generation", condition=Q(deleted__isnull=True)
             ),
+            models.Index(fields=["region"], name="server_by_region", condition=Q(deleted__isnull=True)),
             models.Index(
                 fields=["delete_after"], name="server_grace", condition=Q(desired="deleted", deleted__isnull=True)
             ),

@@ -17,6 +17,7 @@ class RegionChoice:
 
 
 _regions: list[Callable[[], list[RegionChoice]]] = []
+_places: list[Callable[[str], None]] = []
 _wake: list[Callable[[uuid.UUID], None]] = []
 
 
@@ -28,6 +29,17 @@ def register_regions(source: Callable[[], list[RegionChoice]]) -> None:
 def open_regions() -> list[RegionChoice]:
     """Return the regions that take new servers, in their order."""
     return [choice for source in _regions for choice in source()]
+
+
+def register_places(taker: Callable[[str], None]) -> None:
+    """Let `taker(region_code)` refuse a server that its region has no room for. It runs in the creating transaction."""
+    _places.append(taker)
+
+
+def take_place(code: str) -> None:
+    """Take a place in the region, or raise `Refused`."""
+    for taker in _places:
+        taker(code)
 
 
 def register_wake(callback: Callable[[uuid.UUID], None]) -> None:

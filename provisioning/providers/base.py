@@ -47,10 +47,12 @@ class ServerSpec:
     suspend_message: str = ""
     federation: bool = False
     """Whether the name is proved (or under the base domain), so that the server may federate."""
+    organisation_id: str = ""
     public_url: str = ""
     """The address clients use; empty lets the provider choose one."""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """`signing_key` (one line in Synapse's format), `macaroon`, `registration`, `form`, `database`, `jwt`."""
+    """`signing_key` (one line in Synapse's format), `macaroon`, `registration`, `form`, `database`, `jwt`, and for servers
+    of several processes `replication` and `redis`."""
 
 
 @dataclass(frozen=True)
@@ -119,3 +121,6 @@ class Provider(Protocol):
 
     def observe(self) -> Mapping[str, Observation]:
         """Return every server this provider has, by id, from one call."""
+
+    def route(self, server_id: str, url: str) -> str:
+        """Return where Hearth itself reaches the server whose clients use `url`, the admin API too. Asks nobody."""

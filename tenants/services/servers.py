@@ -50,6 +50,7 @@ def create_server(
     server_name = _own_name(organisation, domain) if domain else _default_name(label, choice.base_domain)
     used = limits.in_use(organisation)
     limits.check_room(plan, used)
+    seams.take_place(region)
     server = _insert(
         own=bool(domain),
         organisation=organisation,

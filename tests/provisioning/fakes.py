@@ -67,6 +67,9 @@ class ScriptedProvider:
         self._call("install_certificate", server_id, fence, calls=self.certifying)
         self.installed[server_id] = {"chain": chain, "trust": trust, "address": address}
 
+    def route(self, server_id: str, url: str) -> str:
+        return url
+
     def observe(self) -> Mapping[str, Observation]:
         self._call("observe")
         return dict(self.observations)

@@ -8,7 +8,7 @@ import string
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-RANDOM = ("macaroon", "registration", "form", "database", "jwt")
+RANDOM = ("macaroon", "registration", "form", "database", "jwt", "replication", "redis")
 
 
 class KeyUnreadable(ValueError):

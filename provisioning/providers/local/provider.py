@@ -62,6 +62,10 @@ class LocalProvider:
         found = self._call({"verb": "observe"}, lambda _: None)
         return {key: Observation(**value) for key, value in found.items()}
 
+    def route(self, server_id: str, url: str) -> str:  # noqa: ARG002 (needed where they differ)
+        """Return `url`: on this machine Hearth and clients take the same way."""
+        return url
+
     def weakness(self) -> str:
         """Return why servers of this machine are not isolated from one another, or ""."""
         return str(self._call({"verb": "weakness"}, lambda _: None))

@@ -1,0 +1,231 @@
+"""The few requests that Hearth makes of a cluster, by Kubernetes' own client; what goes wrong, in words for a person.
+
+Requests are tried again for a while where that can help: the API server is away, busy (429), or restarting.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import urllib3
+from kubernetes import client as library
+from kubernetes.config import ConfigException, load_incluster_config, new_client_from_config_dict
+
+from provisioning.providers.base import ProviderError
+from provisioning.providers.kubernetes.kubeconfig import read
+
+Object = dict[str, Any]
+MANAGER = "hearth"
+APPLY, MERGE = "application/apply-patch+yaml", "application/merge-patch+json"
+METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+TIMEOUT = (5.0, 20.0)
+PATIENCE = 30.0
+"""Seconds that one request is tried again for."""
+PAGE = 500
+SAFE = "Running servers and their data are not touched."
+PASSING = {429, 500, 502, 503, 504}
+
+
+class Refused(ProviderError):
+    """The API server answered with an error. `status` is the HTTP status, `reason` Kubernetes' own word for it."""
+
+    def __init__(self, message: str, *, code: str, retry: bool, status: int, reason: str = "") -> None:
+        super().__init__(message, code=code, retry=retry)
+        self.status, self.reason = status, reason
+
+
+class Client:
+    """One cluster, as one user. May be used from many threads."""
+
+    def __init__(self, api: library.ApiClient, *, patience: float = PATIENCE) -> None:
+        self._api: Any = api  # half of the library has no types
+        self._patience = patience
+        api.configuration.retries = False  # by `request` alone, which knows what may be sent twice
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._api.close()
+
+    def get(self, path: str) -> Object | None:
+        """Return an object, or None if there is none."""
+        try:
+            return self.request("GET", path)
+        except Refused as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def metadata(self, path: str) -> Object | None:
+        """Return an object's metadata without a right to read it: by a change of nothing, which is not stored.
+
+        Hearth writes Secrets that it may not read.
+        """
+        try:
+            return self.request("PATCH", path, {"metadata": {}}, kind=MERGE, accept=METADATA, query={"dryRun": "All"})
+        except Refused as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def listed(self, path: str, **query: str) -> Iterator[Object]:
+        """Give all objects of a kind, page by page. A list that grew too old meanwhile (410) begins anew."""
+        for _ in range(3):
+            try:
+                yield from self._pages(path, query)
+                return
+            except Refused as error:
+                if error.status != 410:
+                    raise
+        raise Refused(f"The cluster's lists end too early. {SAFE}", code="RegionBusy", retry=True, status=410)
+
+    def _pages(self, path: str, query: Mapping[str, str]) -> list[Object]:
+        found: list[Object] = []
+        more = ""
+        while True:
+            page = self.request(
+                "GET", path, query={**query, "limit": str(PAGE), **({"continue": more} if more else {})}
+            )
+            found += page.get("items") or []
+            more = page["metadata"].get("continue") or ""
+            if not more:
+                return found
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        kind: str = "application/json",
+        accept: str = "application/json",
+        query: Mapping[str, str] | None = None,
+    ) -> Object:
+        """Return the answer, or raise `ProviderError`. Nothing of the body is ever in the error."""
+        end, wait = time.monotonic() + self._patience, 0.2
+        while True:
+            try:
+                headers = {"Accept": accept} | ({"Content-Type": kind} if body is not None else {})
+                status, answered, text = self._once(method, path, body, headers, query or {})
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                if time.monotonic() + wait > end:
+                    raise _unreachable(error) from None
+            else:
+                if status < 400:
+                    return dict(json.loads(text))
+                if status not in PASSING or time.monotonic() + wait > end:
+                    raise explained(status, _message(text))
+                wait = max(wait, _asked(answered))
+            time.sleep(wait * random.uniform(0.8, 1.2))  # noqa: S311 (spreads load)
+            wait = min(wait * 2, 4.0)
+
+    def _once(
+        self, method: str, path: str, body: Any, headers: Mapping[str, str], query: Mapping[str, str]
+    ) -> tuple[int, Mapping[str, str], str]:
+        made = self._api.param_serialize(
+            method,
+            path,
+            query_params=list(query.items()),
+            header_params=dict(headers),
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        answer = self._api.call_api(*made, _request_timeout=TIMEOUT)
+        return answer.status, answer.headers, answer.read().decode(errors="replace")
+
+
+def connect(kubeconfig: str | None) -> Client:
+    """Return a client by a kubeconfig, or by the account of the pod that this runs in. Asks nothing yet."""
+    try:
+        if kubeconfig is None:
+            # Neither function that loads has types.
+            configuration = library.Configuration()
+            load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+            return Client(library.ApiClient(configuration))
+        return Client(new_client_from_config_dict(read(kubeconfig), persist_config=False))  # type: ignore[no-untyped-call]
+    except (ConfigException, ValueError) as error:
+        told = str(error) if kubeconfig is None or isinstance(error, ProviderError) else "it can't be understood"
+        raise ProviderError(
+            f"Hearth has no way into this region's cluster: {told}. {SAFE} Staff can give the region a kubeconfig.",
+            code="RegionCredentials",
+            retry=False,
+        ) from None
+
+
+def explained(status: int, said: Mapping[str, Any]) -> Refused:
+    """Return what an answer of the API server means."""
+    text, reason = str(said.get("message") or "")[:600], str(said.get("reason") or "")
+    for test, code, retry, sentence in _MEANINGS:
+        if test(status, text):
+            message = f"{sentence} {text}".strip() if code not in _SILENT else sentence
+            return Refused(message, code=code, retry=retry, status=status, reason=reason)
+    return Refused(
+        f"The cluster answered with an error ({status}). {SAFE} {text}",
+        code="RegionError",
+        retry=True,
+        status=status,
+        reason=reason,
+    )
+
+
+_SILENT = {"RegionCredentials", "RegionBusy"}
+_MEANINGS: tuple[tuple[Callable[[int, str], bool], str, bool, str], ...] = (
+    (
+        lambda status, _: status == 401,
+        "RegionCredentials",
+        False,
+        f"The cluster does not accept Hearth's credentials for it. {SAFE} Staff must renew them; then try again.",
+    ),
+    (
+        lambda status, text: status == 403 and "exceeded quota" in text,
+        "QuotaExceeded",
+        False,
+        f"The cluster has a quota that leaves no room for this. {SAFE} Ask support. It says:",
+    ),
+    (
+        lambda status, text: status == 403 and "being terminated" in text,
+        "NamespaceTerminating",
+        True,
+        "What an earlier server left is still being removed there. Nothing was made yet. It says:",
+    ),
+    (
+        lambda status, _: status == 403,
+        "RegionForbidden",
+        False,
+        f"The cluster does not permit Hearth to do this. {SAFE} Staff can check the region for its rights. It says:",
+    ),
+    (
+        lambda status, _: status == 404,
+        "RegionKindMissing",
+        False,
+        f"The cluster lacks what this needs. {SAFE} It says:",
+    ),
+    (lambda status, _: status == 409, "Conflict", True, "Somebody else wrote in the same moment. It is tried again."),
+    (lambda status, _: status in (400, 422), "SpecRefused", False, f"The cluster refused the change. {SAFE} It says:"),
+    (lambda status, _: status == 429, "RegionBusy", True, f"The cluster is too busy to answer. {SAFE}"),
+)
+
+
+def _message(text: str) -> Mapping[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _asked(headers: Mapping[str, str]) -> float:
+    after = str(headers.get("Retry-After", ""))
+    return min(float(after), 5.0) if after.isdigit() else 0.0
+
+
+def _unreachable(error: Exception) -> ProviderError:
+    kind = type(getattr(error, "reason", None) or error).__name__
+    what = "can't be trusted: its certificate is not the one that Hearth knows" if "SSL" in kind else "does not answer"
+    return ProviderError(
+        f"The API server of this region's cluster {what} ({kind}). {SAFE} Hearth keeps trying.",
+        code="RegionUnreachable",
+    )

@@ -1,0 +1,45 @@
+"""What a Kubernetes region brings, as plain data. Imports no Django."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+ROUTE = "http://synapse-main.{namespace}.svc:8008"
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Where media lies: one S3 bucket, in which each server has a folder. Without keys pods get a role."""
+
+    endpoint: str
+    bucket: str
+    region: str = ""
+    access_key: str = ""
+    secret_key: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
+class Place:
+    """How servers of one region are made. Empty text: the region has no such thing."""
+
+    base_domain: str
+    synapse_image: str
+    """With `{version}` where the release belongs."""
+    postgres_image: str = ""
+    redis_image: str = ""
+    storage_class: str = ""
+    snapshot_class: str = ""
+    ingress_class: str = ""
+    gateway: str = ""
+    """`namespace/name` of a Gateway."""
+    issuer: str = ""
+    """A ClusterIssuer of cert-manager; without it the controller has a certificate for the host already."""
+    bucket: Bucket | None = None
+    """Without it media lies on a volume."""
+    route: str = ROUTE
+    """Where Hearth reaches Synapse, with `{namespace}`. It needs the admin API, which no Ingress lets through."""
+    priority_class: str = ""
+    overlay: Mapping[str, Any] = field(default_factory=dict)
+    """Laid over each server's spec; `null` takes a key away, `{server}` in a text is the server's id."""

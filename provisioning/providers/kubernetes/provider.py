@@ -1,0 +1,227 @@
+"""The Kubernetes provider as the engine sees it. Hearth writes three objects of a server; the operator does the rest.
+
+Every write is fenced: an object carries the fence of its last writer, is read before it is written, and is written only
+as it was read (its resource version). So a worker that lost its lease changes nothing, however late it wakes up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from provisioning.providers.base import Observation, Progress, ProviderError, ServerSpec
+from provisioning.providers.kubernetes import objects
+from provisioning.providers.kubernetes.client import Client
+from provisioning.providers.kubernetes.objects import SERVER, namespace_of
+from provisioning.providers.kubernetes.place import Place
+from provisioning.providers.kubernetes.seen import condition, current, observation
+from provisioning.providers.kubernetes.writing import Paths, Writer, paths
+
+Object = dict[str, Any]
+STOPPED = "hearth.host/stopped"
+"""On a MatrixServer that was told to stop: its next start starts every process again."""
+LOOK = 0.5
+SERVERS = "/apis/hearth.host/v1/matrixservers"
+
+
+class KubernetesProvider:
+    """One region. `patience`: seconds in which a server must come up, in which a named trouble may pass by itself, and
+    in which a removal must end."""
+
+    def __init__(
+        self, client: Client, place: Place, *, patience: float = 900.0, trouble: float = 120.0, removal: float = 300.0
+    ) -> None:
+        self._client, self._place, self._writer = client, place, Writer(client)
+        self._patience, self._trouble, self._removal = patience, trouble, removal
+
+    def prepare(self, version: str, progress: Progress) -> None:
+        """See that the region can run this version; the cluster fetches the image by itself."""
+        objects.release_of(version)
+        progress(f"The cluster fetches the image of Synapse {version} when it starts it.")
+
+    def ensure_storage(self, spec: ServerSpec, *, fence: int, progress: Progress) -> None:
+        """Make the server's namespace. Its volumes and its database come with the MatrixServer."""
+        there = self._namespace(spec.server_id)
+        if there is not None and not _ours(there, spec.server_id):
+            raise ProviderError(
+                f"The cluster has a namespace {namespace_of(spec.server_id)} that Hearth did not make. Nothing in it "
+                "was touched, and nothing was made. Ask support.",
+                code="NamespaceTaken",
+                retry=False,
+            )
+        if there is not None and there["metadata"].get("deletionTimestamp"):
+            raise ProviderError(
+                "What was here before is still being removed from the cluster. Nothing was made yet.",
+                code="NamespaceTerminating",
+            )
+        self._writer.write(objects.namespace(spec), fence)
+        progress("The server has a namespace of its own.")
+
+    def configure(self, spec: ServerSpec, *, fence: int, progress: Progress) -> None:
+        """Write the Secret, then the MatrixServer that names its revision."""
+        before = self._server(spec.server_id)
+        if before is not None:
+            self._refuse_another_key(spec, before)
+            if before["metadata"].get("deletionTimestamp"):
+                raise ProviderError("The server is being removed from its cluster.", code="NamespaceTerminating")
+        self._writer.write(objects.secret(spec, self._place), fence, secret=True)
+        wanted = objects.matrix_server(spec, self._place, (before or {}).get("spec"))
+        self._writer.write(wanted, fence)
+        progress("The cluster has the server's configuration.")
+
+    def start(self, spec: ServerSpec, *, fence: int, progress: Progress) -> str:
+        """Wait until the operator has brought about what is configured; return the address that clients use."""
+        self._writer.change(self._paths(spec.server_id).server, fence, _restarted)
+        self._settled(spec, progress)
+        return f"https://{objects.public_host(spec, self._place)}"
+
+    def stop(self, server_id: str, *, fence: int, progress: Progress) -> None:
+        """Note that every process must be started again. They are replaced one by one, so none is stopped before."""
+
+        def stopped(server: Object) -> Object | None:
+            marked = (server["metadata"].get("annotations") or {}).get(STOPPED)
+            return None if marked else {"metadata": {"annotations": {STOPPED: str(fence)}}}
+
+        if self._writer.change(self._paths(server_id).server, fence, stopped) is None:
+            raise ProviderError("The cluster does not know this server.", code="NoSuchServer", retry=False)
+        progress("Its processes are replaced one after the other, so nothing needs to be stopped before.")
+
+    def remove(self, server_id: str, *, fence: int, progress: Progress) -> None:
+        """Remove the MatrixServer, so that its operator ends it in order, then its namespace."""
+        there = self._namespace(server_id)
+        if there is None:
+            return
+        if not _ours(there, server_id):
+            progress("The namespace of that name is not Hearth's; it is left alone.")
+            return
+        places = self._paths(server_id)
+        if self._writer.delete(places.server, fence):
+            progress("The cluster removes the server.")
+        self._gone(places.server, places.namespace)
+        if self._writer.delete(places.namespace, fence):
+            progress("The cluster removes what is left: volumes, secrets, and the namespace.")
+        self._gone(places.namespace, places.namespace)
+
+    def certificate_request(self, server_id: str, *, fence: int) -> bytes:  # noqa: ARG002 (cert-manager's work here)
+        """Return nothing: in a cluster cert-manager gives agents their certificates."""
+        return b""
+
+    def install_certificate(self, server_id: str, *, chain: str, trust: str, address: str, fence: int) -> None:
+        """Do nothing, as cert-manager gives agents their certificates."""
+
+    def observe(self) -> Mapping[str, Observation]:
+        """Return every server of this cluster that Hearth made."""
+        found = [observation(server) for server in self._client.listed(SERVERS, labelSelector=SERVER)]
+        return {each.server_id: each for each in found}
+
+    def route(self, server_id: str, url: str) -> str:  # noqa: ARG002 (the other provider's is the clients')
+        """Return where Hearth reaches Synapse: inside, because the admin API has no way from outside."""
+        return self._place.route.replace("{namespace}", namespace_of(server_id))
+
+    def _settled(self, spec: ServerSpec, progress: Progress) -> None:
+        end, since, told, calm = time.monotonic() + self._patience, 0.0, "", 0
+        while True:
+            server = self._server(spec.server_id)
+            if server is None:
+                raise ProviderError(
+                    "The server is gone from its cluster. Its steps are done again.", code="NoSuchServer"
+                )
+            trouble = condition(server, "Degraded")
+            if current(server):
+                calm = calm + 1 if _reached(server, suspended=spec.suspended) else 0
+                if calm > 1:  # the first look may be at what the operator saw a moment before its own write
+                    return
+                if not calm and (said := _doing(server)) != told:
+                    progress(said)
+                    told = said
+            now = time.monotonic()
+            since = (since or now) if trouble.get("status") == "True" and current(server) else 0.0
+            if since and now - since > self._trouble:
+                raise _failed(trouble)
+            if now > end:
+                raise ProviderError(
+                    f"The server did not come up within {self._patience / 60:.0f} minutes. Its data is untouched. "
+                    f"The cluster says: {told or 'nothing; its operator may not run'}.",
+                    code="NotProgressing",
+                )
+            time.sleep(LOOK)
+
+    def _refuse_another_key(self, spec: ServerSpec, before: Object) -> None:
+        """A server signs with one key for ever: other servers would refuse it with another."""
+        has, ours = before["spec"]["secret"].get("signingKeyId"), objects.signing_key_id(spec)
+        if has and has != ours:
+            raise ProviderError(
+                f"The cluster's server signs with {has}, and Hearth keeps {ours} for it. Nothing was changed, because "
+                "a new key would make other servers refuse it. Ask support.",
+                code="SigningKeyMismatch",
+                retry=False,
+            )
+
+    def _server(self, server_id: str) -> Object | None:
+        return self._client.get(self._paths(server_id).server)
+
+    def _namespace(self, server_id: str) -> Object | None:
+        return self._client.get(self._paths(server_id).namespace)
+
+    def _gone(self, path: str, namespace: str) -> None:
+        end = time.monotonic() + self._removal
+        while self._client.get(path) is not None:
+            if time.monotonic() > end:
+                raise _stuck(self._client.get(path) or {}, self._client.get(namespace) or {})
+            time.sleep(LOOK)
+
+    @staticmethod
+    def _paths(server_id: str) -> Paths:
+        return paths(namespace_of(server_id))
+
+
+def _ours(namespace: Object, server_id: str) -> bool:
+    labels = namespace["metadata"].get("labels") or {}
+    return bool(labels.get(SERVER) == server_id and labels.get(objects.MANAGED) == objects.HEARTH)
+
+
+def _restarted(server: Object) -> Object | None:
+    """Raise `restarts` once for each time that it was told to stop: mark and number change in one write."""
+    if not (server["metadata"].get("annotations") or {}).get(STOPPED):
+        return None
+    restarts = int(server["spec"].get("restarts") or 0) + 1
+    return {"metadata": {"annotations": {STOPPED: None}}, "spec": {"restarts": restarts}}
+
+
+def _reached(server: Object, *, suspended: bool) -> bool:
+    ready, progressing = condition(server, "Ready"), condition(server, "Progressing")
+    if ready.get("reason") == "SigningKeyMismatch":
+        raise ProviderError(str(ready["message"]), code="SigningKeyMismatch", retry=False)
+    if progressing.get("status") != "False":
+        return False
+    return bool(ready.get("reason") == "Suspended" if suspended else ready.get("status") == "True")
+
+
+def _doing(server: Object) -> str:
+    for kind in ("Degraded", "Progressing", "Ready"):
+        found = condition(server, kind)
+        if found.get("message") and (found["status"] == "True" or kind == "Ready"):
+            return str(found["message"])
+    return ""
+
+
+def _failed(trouble: Mapping[str, Any]) -> ProviderError:
+    return ProviderError(
+        f"The server does not come up in its cluster, and its data is untouched. {trouble['message']}",
+        code=str(trouble["reason"])[:40],
+        retry=False,
+    )
+
+
+def _stuck(server: Object, namespace: Object) -> ProviderError:
+    """Say what holds a removal up: what is left, by Kubernetes' own conditions, and who must let it go."""
+    conditions = (namespace.get("status") or {}).get("conditions") or ()
+    said = [str(each["message"]) for each in conditions if each["status"] == "True" and each.get("message")]
+    holders = ", ".join(server.get("metadata", {}).get("finalizers") or ())
+    detail = " ".join(said) or (f"It is held by {holders}." if holders else "")
+    return ProviderError(
+        f"The server is closed, but its removal from the cluster does not end. {detail[:900]} Nothing else is "
+        "affected. Try again later; if it stays so, support must look into the cluster.",
+        code="RemovalStuck",
+    )

@@ -1,0 +1,64 @@
+"""What a MatrixServer says of itself, as Hearth's observation. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from provisioning.providers.base import Observation
+from provisioning.providers.kubernetes.objects import SERVER
+
+UNKNOWN = ("OperatorSilent", "The cluster has taken this server's change, but its operator has not looked at it yet.")
+
+
+def condition(server: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """Return one condition of the status, or an empty one."""
+    found = (server.get("status") or {}).get("conditions") or ()
+    return next((each for each in found if each["type"] == kind), {})
+
+
+def current(server: Mapping[str, Any]) -> bool:
+    """Tell whether the status speaks of the spec as it is now."""
+    observed = (server.get("status") or {}).get("observedGeneration") or 0
+    return bool(observed >= server["metadata"].get("generation", 0))
+
+
+def observation(server: Mapping[str, Any]) -> Observation:
+    """Return one server as the operator sees it. A named reason is the operator's own."""
+    metadata, status = server["metadata"], server.get("status") or {}
+    ready = condition(server, "Ready")
+    running = ready.get("status") == "True" and not metadata.get("deletionTimestamp")
+    reason, message = _trouble(server, running=running)
+    return Observation(
+        server_id=str((metadata.get("labels") or {}).get(SERVER, "")),
+        exists=True,
+        running=running,
+        reason=reason,
+        message=message,
+        homeserver_url=str(status.get("address") or ""),
+        version=str(status.get("version") or ""),
+        signing_key_id=str(status.get("signingKeyId") or ""),
+        # What ran before it was last not ready must pass the checks again.
+        started_at=_moment(ready) if running else None,
+        suspended="suspended" in server["spec"],
+        details={"components": status.get("components") or [], "generation": metadata.get("generation")},
+    )
+
+
+def _trouble(server: Mapping[str, Any], *, running: bool) -> tuple[str, str]:
+    if server["metadata"].get("deletionTimestamp"):
+        return "Deleting", "The server is being removed from its cluster."
+    if "suspended" in server["spec"]:
+        return "", ""
+    degraded = condition(server, "Degraded")
+    if degraded.get("status") == "True":
+        return str(degraded["reason"]), str(degraded["message"])
+    if running:
+        return "", ""
+    ready = condition(server, "Ready")
+    return (str(ready["reason"]), str(ready["message"])) if ready else UNKNOWN
+
+
+def _moment(found: Mapping[str, Any]) -> float:
+    return datetime.fromisoformat(str(found["lastTransitionTime"])).timestamp()
