@@ -49,9 +49,6 @@ class Fleet:
         self.client = client
         self.ready: dict[str, float] = {}
         """When each namespace's server was first seen Ready and settled in its present generation, by perf_counter."""
-        self.children: dict[str, int] = {}
-        self.made: dict[str, float] = {}
-        """When the last new child of each namespace was seen."""
         self.first: dict[str, float] = {}
         """When a child of each namespace was first seen to be written since `first` was emptied."""
         self.last = 0.0
@@ -76,9 +73,6 @@ class Fleet:
             (hash(json.dumps(each)) for each in meta.get("managedFields") or () if each["operation"] == "Apply"),
             default=0,
         )
-        if key not in self.version:
-            self.children[namespace] = self.children.get(namespace, 0) + 1
-            self.made[namespace] = now
         if self.version.get(key) != applied:
             self.version[key] = applied
             self.first.setdefault(namespace, now)
