@@ -17,6 +17,7 @@ from tests.chart.render import render
 from tests.chart.s3 import s3_provider
 from tests.prepare import VERSIONS
 
+pytestmark = pytest.mark.xdist_group("chart-configuration")
 SERVERS = ("monolith", "workers", "managed")
 READ = """
 import json, sys

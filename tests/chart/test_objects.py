@@ -163,6 +163,19 @@ def test_a_suspension_stops_everything_but_the_front(name: str) -> None:
         assert {path["backend"]["service"]["name"] for path in paths} == {"synapse-front"}
 
 
+def test_behind_a_load_balancer_the_front_answers_while_the_server_is_away() -> None:
+    cases: list[tuple[Object, str]] = [({}, "synapse-main"), ({"suspended": {}}, "synapse-front")]
+    for change, name in cases:
+        rendered = render(values.managed(**change))
+        selector = rendered["Service/synapse-loadbalancer"]["spec"]["selector"]
+        assert selects({"matchLabels": selector}, rendered.pods()[name]["metadata"]["labels"])
+        assert rendered["NetworkPolicy/loadbalancer"]["spec"] in policies_of(rendered, name)
+
+
+def test_a_load_balancer_alone_can_not_answer_for_a_foreign_name() -> None:
+    assert "Deployment/synapse-front" not in render(values.managed(routing={"wellKnown": True}))
+
+
 def test_a_suspension_keeps_every_volume_and_name() -> None:
     kept = ("PersistentVolumeClaim", "Cluster", "Certificate", "Service", "StatefulSet")
     before, after = render(values.workers()).kind(*kept), render(values.workers(suspended={})).kind(*kept)

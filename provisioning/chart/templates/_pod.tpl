@@ -45,7 +45,7 @@ containers:
     lifecycle: {preStop: {sleep: {seconds: 5}}}
     {{- end }}
     resources:
-      requests: {cpu: {{ mul $root.hearth.shareCPU $shares }}m, memory: {{ mul $root.hearth.shareMemory $shares }}Mi, ephemeral-storage: 256Mi}
+      requests: {cpu: {{ min 2000 (mul $root.hearth.shareCPU $shares) }}m, memory: {{ mul $root.hearth.shareMemory $shares }}Mi, ephemeral-storage: 256Mi}
       # One Synapse process runs Python on one core; the rest is for its libraries' threads.
       limits: {cpu: "2", memory: {{ mul $root.hearth.shareMemory $shares }}Mi, ephemeral-storage: {{ include "synapse.scratch" (list $root $cache) }}}
     securityContext: {{ include "hearth.containerSecurity" 10991 }}

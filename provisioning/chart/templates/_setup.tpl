@@ -40,7 +40,7 @@
 {{- fail (printf "%d processes do not fit into %s: each needs 384Mi and the main process twice that. Nothing was made. Take fewer workers or a larger size." $processes $spec.size.memory) -}}
 {{- end -}}
 {{- $host := first (splitList ":" $spec.serverName) -}}
-{{- $wellKnown := and $spec.routing.wellKnown (ne $host $spec.publicHost) -}}
+{{- $wellKnown := and $spec.routing.wellKnown (ne $host $spec.publicHost) (or $spec.routing.ingress $spec.routing.gateway) | not | not -}}
 {{- $main := dict "name" "main" "kind" "StatefulSet" "count" 1 "max" 1 "shares" (ternary 2 1 (gt (len $groups) 0)) -}}
 {{- $_ := set $ "hearth" (dict
   "groups" (prepend $groups $main)
@@ -86,7 +86,7 @@ app.kubernetes.io/name: {{ index . 1 }}
 {{- define "hearth.revisions" -}}
 hearth.host/configuration: {{ .hearth.configuration | sha256sum | trunc 32 }}
 hearth.host/secret-revision: {{ .Values.spec.secret.revision | quote }}
-hearth.host/restarts: {{ .Values.spec.restarts | quote }}
+hearth.host/restarts: {{ int64 .Values.spec.restarts | quote }}
 {{- end -}}
 
 {{- define "hearth.podSecurity" -}}
