@@ -253,6 +253,8 @@ class Cluster:
             f"--root-ca-file={self.folder}/ca.crt",
             "--kube-api-qps=300",
             "--kube-api-burst=600",
+            # kwok's nodes give a sign only once a minute: at the default of 50 s they and their pods flap.
+            "--node-monitor-grace-period=10m",
             "--profiling=false",
         ]
 
