@@ -275,7 +275,7 @@ async def main() -> None:
     with (
         Cluster() as cluster,
         Homeservers() as stand_in,
-        Operator(cluster.kubeconfig, folder, stand_in.address) as operator,
+        Operator(cluster.kubeconfig, folder, stand_in.address, "--diagnose-after", "15") as operator,
     ):
         present = [kind for kind in KINDS.values() if kind.namespaced]
         names = [each for kind in present for each in (kind.api_version, f"{kind.api_version}/{kind.name}")]
