@@ -1,7 +1,7 @@
 # `make run` and `make test` do all their own set-up. `make` alone lists the rest.
 .SHELLFLAGS := -ec
 .DEFAULT_GOAL := help
-.PHONY: help run manage test lint smoke chaos bench cluster fuzz coverage-security clean hooks venv venv-dev
+.PHONY: help run manage test lint smoke chaos bench cluster e2e-node fuzz coverage-security clean hooks venv venv-dev
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -69,6 +69,9 @@ coverage-security: venv-dev  ## Fail unless the tests of platform/security take 
 	@$(BIN)/python -m coverage run --data-file=$(COVERAGE) --branch --source=platform/security --omit='*/migrations/*' \
 		-m pytest tests/security -q -n0 $(PYTEST)
 	@$(BIN)/python -m coverage report --data-file=$(COVERAGE) --show-missing --skip-covered --fail-under=100
+
+e2e-node: venv-dev  ## Run a Matrix server on a real node: containerd, kubelet, CloudNativePG (root on Debian 12)
+	@exec $(WITH_MAKE) $(BIN)/python -m tests.node
 
 hooks: venv-dev  ## Check each commit before it is made (git hooks)
 	@$(BIN)/pre-commit install

@@ -13,6 +13,7 @@ from pathlib import Path
 from tests.cluster import definitions, tools
 from tests.node import images, namespaces, probe
 from tests.node.versions import VERSIONS
+from tests.operator import render_helper
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,6 +26,7 @@ def main() -> int:
         return int(os.environ.get("CI") == "true" and not unable(faults))
     began = time.monotonic()
     try:
+        render_helper.ensure(say)
         tools.ensure((*tools.TESTS, *tools.NODE), say=say)
         definitions.ensure(say=say)
         archives = images.ensure(images.everything(VERSIONS), say=say)

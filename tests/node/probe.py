@@ -22,8 +22,12 @@ PROGRAMS = {
     "gcc": "gcc",
 }
 """What must be installed, and Debian's package that has it."""
-PLUGINS = Path("/usr/lib/cni")
-PACKAGES = (*dict.fromkeys(PROGRAMS.values()), "containernetworking-plugins", "libc6-dev", "debian-archive-keyring")
+FILES = {
+    "containernetworking-plugins": "/usr/lib/cni/ptp",
+    "debian-archive-keyring": "/usr/share/keyrings/debian-archive-keyring.gpg",
+    "libc6-dev": "/usr/include/stdlib.h",
+}
+"""Packages that have no program, each with a file of its own."""
 NETWORK = """
 ip link set lo up
 ip link add probe0 type bridge
@@ -51,14 +55,19 @@ def faults(*, say: Callable[[str], None]) -> list[str]:
     return found
 
 
+def _missing() -> list[str]:
+    found = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
+    found += [package for package, file in FILES.items() if not Path(file).exists()]
+    return list(dict.fromkeys(found))
+
+
 def _root() -> str:
     return "" if os.geteuid() == 0 else "no, this is not root"
 
 
 def _programs() -> str:
-    missing = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
-    missing += [] if (PLUGINS / "ptp").exists() else ["containernetworking-plugins"]
-    return f"no. Install Debian's packages {' '.join(dict.fromkeys(missing))}" if missing else ""
+    missing = _missing()
+    return f"no. Install Debian's packages {' '.join(missing)}" if missing else ""
 
 
 def _debian() -> str:

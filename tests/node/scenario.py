@@ -65,7 +65,7 @@ class Scenario:
         self.node.api.apply({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": self.secret})
         self.server = self.servers.make(self.spec(OLD), namespace=self.namespace)
         self.alice = Person(PROBE.format(namespace=self.namespace), "alice")
-        self.server.wait_ready(seconds=LIMIT)
+        self.settled()
         self.answers(OLD)
 
     def resize(self) -> None:
@@ -75,7 +75,7 @@ class Scenario:
             database={"cluster": {"storage": {"size": "6Gi"}}},
             media={"volume": {"size": "7Gi"}},
         )
-        self.server.wait_ready(seconds=LIMIT)
+        self.settled()
         grown = {"postgres-1": "6Gi", "media": "7Gi"}
         self.node.api.wait("grown volumes", lambda: grown.items() <= self.claims().items(), seconds=LIMIT)
         self.alice.talk("After the resize")
@@ -88,7 +88,7 @@ class Scenario:
             redis={"own": {"persistence": True, "storage": {"size": "1Gi", "class": CLASS}}},
             images={"redis": self.image("redis")},
         )
-        self.server.wait_ready(seconds=LIMIT)
+        self.settled()
         self.alice.talk("With workers")
         through = Person(f"http://synapse-generic.{self.namespace}.svc:8008", "alice", self.alice.room, self.alice.said)
         through.talk("Through a worker")
@@ -98,7 +98,7 @@ class Scenario:
         self.server.change(suspended={"message": "The bill of November is open."})
         self.server.wait("Ready", "False", "Suspended", seconds=LIMIT)
         self.node.api.wait("end of all processes", lambda: set(self.pods()) <= {"synapse-front"}, seconds=LIMIT)
-        front = f"http://synapse-front.{self.namespace}.svc:8008/_matrix/client/versions"
+        front = f"http://synapse-front.{self.namespace}.svc:8080/_matrix/client/versions"
         answer = self.node.api.wait("an answer of the front", lambda: _get(front), seconds=LIMIT)
         assert answer.status_code == 403, answer.text
         assert answer.json()["error"] == "The bill of November is open.", answer.text
@@ -106,7 +106,7 @@ class Scenario:
     def resume(self) -> None:
         """Everything is there again."""
         self.server.change(suspended=None)
-        self.server.wait_ready(seconds=LIMIT)
+        self.settled()
         self.alice.talk("After the pause")
 
     def upgrade(self) -> None:
@@ -118,7 +118,7 @@ class Scenario:
         )
         self.operator.kill()
         self.operator.start()
-        self.server.wait_ready(seconds=LIMIT)
+        self.settled()
         self.answers(NEW)
         self.alice.talk("After the upgrade")
 
@@ -134,6 +134,12 @@ class Scenario:
         folders = self.node.folder / "volumes"
         api.wait("end of their folders", lambda: not list(folders.iterdir()), seconds=LIMIT)
         api.wait("end of its containers", lambda: self.node.containers() == {"manager"}, seconds=LIMIT)
+
+    def settled(self) -> None:
+        """Wait until the server answers, nothing is under way and nothing is wrong."""
+        for kind, status in (("Ready", "True"), ("Progressing", "False"), ("Degraded", "False")):
+            self.server.wait(kind, status, seconds=LIMIT)
+        self.server.wait("Ready", "True", seconds=LIMIT)
 
     def answers(self, release: Release) -> None:
         """The protocol checks: versions, the signing key, the release that runs."""
