@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from provisioning.operator.kube.kinds import Kind
@@ -73,6 +73,13 @@ class Volume:
     growing: bool
     reason: str = ""
     message: str = ""
+
+
+def outdated(seen: Any) -> Any:
+    """Return what was seen of a child, for the time until its controller has taken what we have just written."""
+    if isinstance(seen, Workload):
+        return replace(seen, current=False)
+    return replace(seen, healthy=False, hibernated=False) if isinstance(seen, Database) else seen
 
 
 def _conditions(found: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

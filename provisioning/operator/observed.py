@@ -72,6 +72,12 @@ class Observed:
         """Return one group of processes."""
         return next((each for found, each in self.workloads() if found == name), None)
 
+    def untold(self) -> list[str]:
+        """Return the names of what we have written and whose controller has said nothing since."""
+        watched = WORKLOADS | {"Cluster"}
+        found = ((place, child) for place, child in self.children.items() if place.kind in watched)
+        return sorted(place.name for place, child in found if child.stale or child.seen is None)
+
     def database(self) -> Database | None:
         """Return the database cluster, where there is one."""
         return next((each.seen for each in self.children.values() if isinstance(each.seen, Database)), None)

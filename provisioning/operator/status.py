@@ -50,8 +50,9 @@ def _answered(server: Mapping[str, Any], plan: Plan, seen: Observed, ready: bool
         return kept
     now = {"version": probe.version, "signingKeyId": probe.signing_key_id}
     found = {**kept, **{key: text for key, text in now.items() if text}}
-    if ready:
-        synapse, images = plan.spec["synapse"], plan.spec["images"]
+    synapse, images, main = plan.spec["synapse"], plan.spec["images"], seen.workload(MAIN)
+    # Before the new process has taken over it is still the old one that answers.
+    if ready and main is not None and main.settled and main.image == images["synapse"]:
         schema = _schema(plan, before)
         found["release"] = {"version": synapse["version"], "image": images["synapse"], "schemaVersion": schema}
     return found
@@ -70,7 +71,8 @@ def _trouble(plan: Plan, seen: Observed) -> Fault | None:
     """Return the gravest thing that is wrong."""
     refused = min(seen.faults.items(), default=None)
     child = refused and Fault(refused[1].reason, f"{refused[0]}: {refused[1].message}")
-    return seen.fault or child or plan.fault or seen.diagnosis or next(_troubles(seen), None)
+    # First what the plan says: that an upgrade has failed is remembered by the condition which says it.
+    return plan.fault or seen.fault or child or seen.diagnosis or next(_troubles(seen), None)
 
 
 def _troubles(seen: Observed) -> Iterator[Fault]:
@@ -110,7 +112,7 @@ def _unsettled(seen: Observed) -> list[str]:
     names = [name for name, each in seen.workloads() if not each.settled]
     if (database := seen.database()) and not (database.healthy or database.hibernated):
         names.append("postgres")
-    return names
+    return list(dict.fromkeys([*names, *seen.untold()]))
 
 
 def _ready(server: Mapping[str, Any], seen: Observed, trouble: Fault | None, progressing: Judgement) -> Judgement:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from provisioning.operator.children import SERVERS, Place
+from provisioning.operator.children import SERVERS, Place, outdated
 from provisioning.operator.kube.client import MANAGER
 from provisioning.operator.kube.fingerprint import Shapes
 from provisioning.operator.kube.kinds import DEFINITIONS, Kind
@@ -30,17 +30,20 @@ class Child:
     """What its kind's `look` made of it."""
     editor: str = ""
     """Who else wrote it last, other than its status."""
+    stale: bool = False
+    """Whether we have written it since `seen` was made: the watch has yet to tell what came of it."""
     accepted: int = 0
     """The fingerprint that was found to be as applied."""
 
     def same(self, other: Child) -> bool:
         """Say whether nothing has changed that decides anything."""
-        return (self.uid, self.digest, self.fingerprint, self.deleting, self.owner, self.seen) == (
+        return (self.uid, self.digest, self.fingerprint, self.deleting, self.owner, self.stale, self.seen) == (
             other.uid,
             other.digest,
             other.fingerprint,
             other.deleting,
             other.owner,
+            other.stale,
             other.seen,
         )
 
@@ -138,7 +141,8 @@ class Store:
         place = Place(kind.name, sys.intern(metadata["name"]))
         version = int(metadata["resourceVersion"])
         held = self._children.get(home, {}).get(place)
-        if held is not None and held.version >= version:
+        told = held is not None and held.version == version and held.stale and not written
+        if held is not None and held.version >= version and not told:
             if written:  # the watch was quicker than the answer
                 held.accepted = self.shapes.of(metadata, shared=kind.shared)
             return held
@@ -149,12 +153,12 @@ class Store:
             fingerprint=self.shapes.of(metadata, shared=kind.shared),
             deleting="deletionTimestamp" in metadata,
             owner=sys.intern(owner_of(metadata)),
-            seen=kind.look(found) if kind.look and "spec" in found else held and held.seen,
+            seen=kind.look(found) if kind.look and not written else held and outdated(held.seen),
             editor=_editor(metadata),
         )
         if written:
             # Whatever the server made of our own write is what we applied.
-            now.accepted = now.fingerprint
+            now.accepted, now.stale = now.fingerprint, kind.look is not None
         elif held is not None and held.uid == now.uid:
             now.accepted = held.accepted
         self._children.setdefault(sys.intern(home), {})[place] = now

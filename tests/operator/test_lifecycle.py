@@ -100,7 +100,12 @@ def crash(server: Server, times: int) -> None:
             (
                 each
                 for each in server.api.list("v1", "Pod", server.namespace)
-                if each["metadata"]["name"] == "synapse-main-0" and each["spec"]["containers"][0]["image"] == NEW
+                if each["metadata"]["name"] == "synapse-main-0"
+                and each["spec"]["containers"][0]["image"] == NEW
+                # Else kwok, which has yet to say that it runs, would say so over our crash.
+                and any(
+                    one["type"] == "Ready" and one["status"] == "True" for one in each["status"].get("conditions") or ()
+                )
             ),
             None,
         ),
