@@ -12,7 +12,7 @@ from django.http import HttpRequest
 from unfold.admin import ModelAdmin
 
 from observability.console import ReadOnlyAdmin, ReadOnlyInline, column, megabytes, moment
-from provisioning import services
+from provisioning import clusters_admin, services  # noqa: F401 (registers its pages)
 from provisioning.models import Operation, OperationEvent, OperationStep, Region, Sample, ServerStatus
 from provisioning.selectors import OPERATION_TONES, TONES, badge, status_of
 from tenants.errors import Refused

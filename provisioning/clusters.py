@@ -109,7 +109,7 @@ def create(
     **columns: Any,
 ) -> Cluster:
     """Make a Kubernetes region, closed to servers until somebody opens it. Without a kubeconfig: the pod's account."""
-    _look(columns, kubeconfig)
+    look(columns, kubeconfig)
     try:
         with transaction.atomic():
             region = Region.objects.create(
@@ -137,15 +137,9 @@ def change(
 ) -> Cluster:
     """Change what a region is made of; secrets that are not given stay. Servers take it over with their next change."""
     row = Cluster.objects.select_for_update(of=("self",)).select_related("region").get(pk=cluster.pk)
-    _look({**_shown(row), **columns}, kubeconfig)
+    look({**_shown(row), **columns}, kubeconfig)
+    refuse_move(row, columns)
     before = _shown(row)
-    moved = [key for key in FIXED if columns.get(key, before[key]) != before[key]]
-    if moved and Server.objects.filter(region=row.region.code, deleted__isnull=True).exists():
-        raise Refused(
-            "This region has servers, and their data lies there. Nothing was changed. For other storage make a new "
-            "region.",
-            field=moved[0],
-        )
     for key, value in columns.items():
         setattr(row, key, value)
     if kubeconfig or in_cluster:
@@ -172,13 +166,28 @@ def check(*, actor: Any, cluster: Cluster) -> list[dict[str, str]]:
             client.close()
     except ProviderError as error:
         found = [{"what": "Connection", "state": "missing", "text": str(error)}]
-    Cluster.objects.filter(pk=cluster.pk).update(findings=found, checked=timezone.now())
     missing = [each["what"] for each in found if each["state"] == "missing"]
-    record(actor=actor, verb="region.check", object=cluster.region, after={"missing": missing})
+    with transaction.atomic():
+        Cluster.objects.filter(pk=cluster.pk).update(findings=found, checked=timezone.now())
+        record(actor=actor, verb="region.check", object=cluster.region, after={"missing": missing})
     return found
 
 
-def _look(columns: dict[str, Any], kubeconfig: str | None) -> None:
+def refuse_move(cluster: Cluster, columns: dict[str, Any]) -> None:
+    """Refuse other storage while servers are there: what exists stays where it is, and half of it would be lost."""
+    now = _shown(cluster)
+    moved = [key for key in FIXED if columns.get(key, now[key]) != now[key]]
+    if moved and Server.objects.filter(region=cluster.region.code, deleted__isnull=True).exists():
+        raise Refused(
+            "This region has servers, and their data lies there. Nothing was changed. For other storage make a new "
+            "region.",
+            field=moved[0],
+        )
+
+
+@sensitive_variables("kubeconfig")
+def look(columns: dict[str, Any], kubeconfig: str | None) -> None:
+    """Refuse what could never work."""
     if kubeconfig:
         try:
             read(kubeconfig)

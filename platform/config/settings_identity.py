@@ -158,6 +158,7 @@ UNFOLD = {
                     _link("Servers", "dns", "tenants_server"),
                     _link("Operations", "sync", "provisioning_operation"),
                     _link("Regions", "public", "provisioning_region"),
+                    _link("Kubernetes regions", "hub", "provisioning_cluster"),
                 ],
             },
             {

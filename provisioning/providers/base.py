@@ -51,8 +51,8 @@ class ServerSpec:
     public_url: str = ""
     """The address clients use; empty lets the provider choose one."""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """`signing_key` (one line in Synapse's format), `macaroon`, `registration`, `form`, `database`, `jwt`, and for servers
-    of several processes `replication` and `redis`."""
+    """`signing_key` (one line in Synapse's format), `macaroon`, `registration`, `form`, `database`, `jwt`, and for
+    servers of several processes `replication` and `redis`."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from kubernetes import client as library
 from kubernetes.config import ConfigException, load_incluster_config, new_client_from_config_dict
 
 from provisioning.providers.base import ProviderError
-from provisioning.providers.kubernetes.kubeconfig import read
+from provisioning.providers.kubernetes.kubeconfig import KubeconfigRefused, read
 
 Object = dict[str, Any]
 MANAGER = "hearth"
@@ -41,10 +41,9 @@ class Refused(ProviderError):
 class Client:
     """One cluster, as one user. May be used from many threads."""
 
-    def __init__(self, api: library.ApiClient, *, patience: float = PATIENCE) -> None:
+    def __init__(self, api: library.ApiClient, *, patience: float | None = None) -> None:
         self._api: Any = api  # half of the library has no types
-        self._patience = patience
-        api.configuration.retries = False  # by `request` alone, which knows what may be sent twice
+        self._patience = PATIENCE if patience is None else patience
 
     def close(self) -> None:
         """Close its connections."""
@@ -110,7 +109,7 @@ class Client:
             try:
                 headers = {"Accept": accept} | ({"Content-Type": kind} if body is not None else {})
                 status, answered, text = self._once(method, path, body, headers, query or {})
-            except (urllib3.exceptions.HTTPError, OSError) as error:
+            except (library.ApiException, urllib3.exceptions.HTTPError, OSError) as error:
                 if time.monotonic() + wait > end:
                     raise _unreachable(error) from None
             else:
@@ -139,15 +138,18 @@ class Client:
 
 def connect(kubeconfig: str | None) -> Client:
     """Return a client by a kubeconfig, or by the account of the pod that this runs in. Asks nothing yet."""
+    configuration = library.Configuration()
+    configuration.retries = False  # `request` alone knows what may be sent twice
     try:
+        # Neither function that loads has types.
         if kubeconfig is None:
-            # Neither function that loads has types.
-            configuration = library.Configuration()
             load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
             return Client(library.ApiClient(configuration))
-        return Client(new_client_from_config_dict(read(kubeconfig), persist_config=False))  # type: ignore[no-untyped-call]
+        found = read(kubeconfig)
+        api = new_client_from_config_dict(found, persist_config=False, client_configuration=configuration)  # type: ignore[no-untyped-call]
+        return Client(api)
     except (ConfigException, ValueError) as error:
-        told = str(error) if kubeconfig is None or isinstance(error, ProviderError) else "it can't be understood"
+        told = str(error) if kubeconfig is None or isinstance(error, KubeconfigRefused) else "it can't be understood"
         raise ProviderError(
             f"Hearth has no way into this region's cluster: {told}. {SAFE} Staff can give the region a kubeconfig.",
             code="RegionCredentials",
@@ -223,7 +225,13 @@ def _asked(headers: Mapping[str, str]) -> float:
 
 
 def _unreachable(error: Exception) -> ProviderError:
-    kind = type(getattr(error, "reason", None) or error).__name__
+    reason = getattr(error, "reason", None)
+    # What it could not even send the library tells by an exception of its own, with the kind in its text.
+    kind = (
+        str(reason).partition("\n")[0][:60]
+        if isinstance(error, library.ApiException)
+        else type(reason or error).__name__
+    )
     what = "can't be trusted: its certificate is not the one that Hearth knows" if "SSL" in kind else "does not answer"
     return ProviderError(
         f"The API server of this region's cluster {what} ({kind}). {SAFE} Hearth keeps trying.",

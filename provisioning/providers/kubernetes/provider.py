@@ -120,7 +120,7 @@ class KubernetesProvider:
         return self._place.route.replace("{namespace}", namespace_of(server_id))
 
     def _settled(self, spec: ServerSpec, progress: Progress) -> None:
-        end, since, told, calm = time.monotonic() + self._patience, 0.0, "", 0
+        end, since, told = time.monotonic() + self._patience, 0.0, ""
         while True:
             server = self._server(spec.server_id)
             if server is None:
@@ -129,10 +129,9 @@ class KubernetesProvider:
                 )
             trouble = condition(server, "Degraded")
             if current(server):
-                calm = calm + 1 if _reached(server, suspended=spec.suspended) else 0
-                if calm > 1:  # the first look may be at what the operator saw a moment before its own write
+                if _reached(server, suspended=spec.suspended):
                     return
-                if not calm and (said := _doing(server)) != told:
+                if (said := _doing(server)) != told:
                     progress(said)
                     told = said
             now = time.monotonic()

@@ -1,0 +1,133 @@
+"""What Hearth writes for a server, as plain data; the real API server takes each of them."""
+
+from __future__ import annotations
+
+import base64
+import uuid
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from provisioning.providers.base import ProviderError, ServerSpec
+from provisioning.providers.kubernetes import objects
+from provisioning.providers.kubernetes.place import Bucket, Place
+from provisioning.providers.local.keys import new_secrets, verify_key
+from tenants.releases import newest
+from tests.cluster.api import Api
+
+ORGANISATION = str(uuid.UUID(int=7))
+SPEC = ServerSpec(
+    server_id=str(uuid.UUID(int=1)),
+    server_name="berry.region.example",
+    version=newest().version,
+    vcpu=2,
+    memory_mb=4096,
+    disk_gb=20,
+    object_gb=100,
+    users=50,
+    organisation_id=ORGANISATION,
+    secrets=new_secrets(),
+)
+PLACE = Place(
+    base_domain="region.example",
+    synapse_image="images.example/synapse:v{version}",
+    postgres_image="images.example/postgresql:17.6",
+    redis_image="images.example/redis:7.4",
+    storage_class="test",
+    ingress_class="test",
+    issuer="test",
+)
+BUCKET = Bucket("https://s3.example", "hearth-media", "eu-1", "AKEXAMPLE", "s3-secret-word")
+
+
+def spec_of(place: Place = PLACE, before: Any = None, **changes: Any) -> dict[str, Any]:
+    return dict(objects.matrix_server(replace(SPEC, **changes), place, before)["spec"])
+
+
+def decoded(secret: objects.Object) -> dict[str, str]:
+    return {key: base64.b64decode(value).decode() for key, value in secret["data"].items()}
+
+
+def test_the_one_secret_holds_everything_and_nothing_else_does() -> None:
+    place = replace(PLACE, bucket=BUCKET)
+    content = decoded(objects.secret(SPEC, place))
+    assert content["signing.key"].strip() == SPEC.secrets["signing_key"]
+    assert content["redis.conf"] == f"requirepass {content['redis']}\n"
+    assert (content["username"], content["password"]) == ("synapse", SPEC.secrets["database"])
+    assert "aws_secret_access_key = s3-secret-word" in content["s3-credentials"]
+    others = f"{objects.namespace(SPEC)}{objects.matrix_server(SPEC, place)}"
+    for word in [*SPEC.secrets.values(), "s3-secret-word", "AKEXAMPLE"]:
+        assert word not in others
+        assert word not in repr(SPEC)
+        assert word not in repr(place) or word == "AKEXAMPLE"
+
+
+def test_the_revision_follows_the_secret_alone() -> None:
+    first = objects.revision(SPEC, PLACE)
+    assert first == objects.revision(replace(SPEC, users=7, version="1.149.1"), replace(PLACE, issuer="other"))
+    assert first != objects.revision(replace(SPEC, secrets={**SPEC.secrets, "jwt": "another"}), PLACE)
+    assert first != objects.revision(SPEC, replace(PLACE, bucket=BUCKET))
+
+
+def test_the_key_is_named_and_always_the_same() -> None:
+    expected = verify_key(SPEC.secrets["signing_key"])[0]
+    assert {spec_of(users=number)["secret"]["signingKeyId"] for number in (1, 2)} == {expected}
+
+
+def test_a_name_of_their_own_gets_a_host_of_ours() -> None:
+    assert spec_of()["publicHost"] == "berry.region.example"
+    assert spec_of(server_name="example.org")["publicHost"] == f"m-{uuid.UUID(int=1).hex}.region.example"
+    assert spec_of(server_name="notregion.example")["publicHost"].startswith("m-")
+
+
+def test_workers_come_with_size_and_share_what_is_sold() -> None:
+    assert "workers" not in spec_of()
+    large = spec_of(vcpu=8, memory_mb=16384, federation=True)
+    assert large["workers"] == {"generic": {"min": 1, "max": 7}, "federationSenders": 1}
+    assert large["redis"]["own"]["storage"] == {"size": "1Gi", "class": "test"}
+    assert "workers" not in spec_of(replace(PLACE, redis_image=""), vcpu=8, memory_mb=16384)
+
+
+def test_the_disk_is_shared_between_what_lies_on_it() -> None:
+    assert spec_of()["database"]["cluster"]["storage"]["size"] == "10Gi"
+    assert spec_of()["media"]["volume"]["size"] == "10Gi"
+    with_bucket = spec_of(replace(PLACE, bucket=BUCKET))
+    assert with_bucket["database"]["cluster"]["storage"]["size"] == "20Gi"
+    prefix = f"servers/{SPEC.server_id}/"
+    assert with_bucket["media"] == {
+        "s3": {"endpoint": "https://s3.example", "bucket": "hearth-media", "prefix": prefix, "region": "eu-1"}
+    }
+
+
+def test_a_region_lays_its_own_over_it() -> None:
+    managed = {"host": "db.example", "name": "synapse_{server}"}
+    overlay = {"database": {"cluster": None, "managed": managed}, "images": {"postgres": None}}
+    found = spec_of(replace(PLACE, overlay=overlay))
+    assert found["database"] == {"managed": {"host": "db.example", "name": f"synapse_{SPEC.server_id}"}}
+    assert "postgres" not in found["images"]
+
+
+def test_an_unknown_version_is_refused_in_words() -> None:
+    with pytest.raises(ProviderError, match=r"does not offer Synapse 0\.1\.0.*Nothing was changed"):
+        spec_of(version="0.1.0")
+
+
+@pytest.mark.xdist_group("cluster")
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({}, PLACE),
+        ({"suspended": True, "suspend_message": "Back on Monday."}, PLACE),
+        ({"vcpu": 4, "memory_mb": 8192, "federation": True}, PLACE),
+        ({"vcpu": 64, "memory_mb": 8192, "federation": True}, replace(PLACE, bucket=BUCKET)),
+        ({"server_name": "example.org"}, replace(PLACE, issuer="", ingress_class="", gateway="ingress/public")),
+        ({}, replace(PLACE, storage_class="", snapshot_class="fast", priority_class="hearth-server")),
+    ],
+)
+def test_the_api_server_takes_it(api: Api, namespace: str, changes: dict[str, Any], place: Place) -> None:
+    spec = replace(SPEC, **changes)
+    for found in (objects.secret(spec, place), objects.matrix_server(spec, place)):
+        found["metadata"]["namespace"] = namespace
+        api.apply(found, dry_run=True)
+    api.apply(objects.namespace(spec), dry_run=True)

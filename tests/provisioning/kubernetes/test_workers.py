@@ -1,0 +1,111 @@
+"""Workers that die, and workers at once, on a real cluster: the server comes up once, with one key."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+from django.db import connection
+
+from provisioning import engine, services
+from provisioning.models import Operation, ServerSecret, ServerStatus
+from tenants.models import Server
+from tests.cluster.api import Api
+from tests.operator.process import Operator
+from tests.provisioning.kubernetes.conftest import SERVER
+from tests.provisioning.kubernetes.test_life import carry_out, signing_key, spec
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.xdist_group("cluster")]
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def killed(operation: Operation, verb: str, when: str) -> None:
+    """Let another process work on the operation, and kill it there; its lease is then over."""
+    url = os.environ["DATABASE_URL"].replace("/hearth?", f"/{connection.settings_dict['NAME']}?")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.provisioning.kubernetes.runner", str(operation.pk), verb, when],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "DATABASE_URL": url,
+            "HEARTH_STATE": str(settings.STATE),
+            "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}",
+        },
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().strip() == verb
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    # As if its ten seconds were over.
+    Operation.objects.filter(pk=operation.pk).update(lease_until=operation.created)
+
+
+@pytest.mark.parametrize(("verb", "when"), [("ensure_storage", "after"), ("configure", "after"), ("start", "before")])
+def test_another_worker_takes_over(server: Server, api: Api, operator: Operator, verb: str, when: str) -> None:
+    operation = services.reconcile(server.pk)
+    assert operation is not None
+    killed(operation, verb, when)
+    engine.run(operation.pk)
+    operation.refresh_from_db()
+    assert (operation.state, operation.error) == ("succeeded", "")
+    assert ServerStatus.objects.get(server=server).phase == "ready"
+    kept = ServerSecret.objects.get(server=server, name="signing_key")
+    assert signing_key(api, server).strip() == str(kept.value)
+
+
+def test_killed_between_stop_and_start_it_restarts_once(server: Server, api: Api, operator: Operator) -> None:
+    carry_out(server)
+    Server.objects.filter(pk=server.pk).update(restarts=1, generation=2)
+    operation = services.reconcile(server.pk)
+    assert operation is not None
+    killed(operation, "stop", "after")
+    engine.run(operation.pk)
+    operation.refresh_from_db()
+    assert operation.state == "succeeded", operation.error
+    assert spec(api, server)["restarts"] == 1
+
+
+def test_killed_while_it_removes(server: Server, api: Api, operator: Operator) -> None:
+    carry_out(server)
+    Server.objects.filter(pk=server.pk).update(desired="deleted", generation=2)
+    operation = services.reconcile(server.pk)
+    assert operation is not None
+    killed(operation, "_gone", "before")
+    engine.run(operation.pk)
+    operation.refresh_from_db()
+    assert operation.state == "succeeded", operation.error
+    assert api.get("v1", "Namespace", f"hearth-{server.pk}") is None
+
+
+def test_two_workers_at_once(server: Server, api: Api, operator: Operator) -> None:
+    operation = services.reconcile(server.pk)
+    assert operation is not None
+    taken: list[bool] = []
+
+    def work() -> None:
+        try:
+            taken.append(engine.run(operation.pk))
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(taken) == [False, True]
+    operation.refresh_from_db()
+    assert (operation.state, operation.fence) == ("succeeded", 1)
+    found = api.get(*SERVER, f"hearth-{server.pk}")
+    assert found is not None
+    assert found["metadata"]["annotations"]["hearth.host/fence"] == "1"
