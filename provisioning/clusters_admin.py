@@ -89,7 +89,7 @@ class ClusterAdmin(ModelAdmin):
     form = ClusterForm
     list_display = ["region", "way_in", "last_check"]
     list_select_related = ["region"]
-    actions = ["check"]
+    actions = ["check_region"]
     readonly_fields = ["region", "way_in", "last_check", "what_was_found"]
     warn_unsaved_form = True
 
@@ -123,7 +123,10 @@ class ClusterAdmin(ModelAdmin):
     def save_model(self, request: HttpRequest, obj: Cluster, form: Any, change: bool) -> None:
         said = form.cleaned_data
         columns = {key: said[key] for key in clusters.COLUMNS}
-        secrets = {"kubeconfig": said["kubeconfig"].strip() or None, "s3_secret_key": said["s3_secret_key"] or None}
+        secrets: dict[str, Any] = {
+            "kubeconfig": said["kubeconfig"].strip() or None,
+            "s3_secret_key": said["s3_secret_key"] or None,
+        }
         if change:
             clusters.change(actor=request.user, cluster=obj, in_cluster=said["in_cluster"], **secrets, **columns)
         else:
@@ -139,7 +142,7 @@ class ClusterAdmin(ModelAdmin):
         """Leave it to the audit trail."""
 
     @admin.action(description="Check this region", permissions=["act"])
-    def check(self, request: HttpRequest, queryset: QuerySet[Cluster]) -> None:
+    def check_region(self, request: HttpRequest, queryset: QuerySet[Cluster]) -> None:
         """Ask the chosen clusters what they lack."""
         for cluster in queryset:
             found = clusters.check(actor=request.user, cluster=cluster)

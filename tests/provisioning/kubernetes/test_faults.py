@@ -213,8 +213,9 @@ def test_a_removal_that_does_not_end_is_told_in_words(
     server: Server, api: Api, operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert carry_out(server).state == "succeeded"
-    claim = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "held", "namespace": place(server)}}
-    api.apply({**claim, "metadata": {**claim["metadata"], "finalizers": ["example.org/keep"]}})
+    meta = {"name": "held", "namespace": place(server)}
+    claim = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta}
+    api.apply({**claim, "metadata": {**meta, "finalizers": ["example.org/keep"]}})
     monkeypatch.setattr(clusters.provider_of(Region.objects.get()), "_removal", 6.0)
     monkeypatch.setattr(engine, "MAX_ATTEMPTS", 1)
     Server.objects.filter(pk=server.pk).update(desired="deleted", generation=2)

@@ -137,7 +137,7 @@ def test_a_check_says_what_is_missing(
 ) -> None:
     staff.post(reverse(ADD), {**form, "storage_class": "gone", "snapshot_class": "gone"})
     made = Cluster.objects.get()
-    action = {"action": "check", "_selected_action": [str(made.pk)]}
+    action = {"action": "check_region", "_selected_action": [str(made.pk)]}
     page = staff.post(reverse(LIST), action, follow=True).content.decode()
     assert "The cluster has no “gone”." in page
     assert "Nobody has said that Secrets are encrypted in etcd" in page
