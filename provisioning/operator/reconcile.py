@@ -135,7 +135,8 @@ class Reconciler:
         elif found.waiting:
             self._later(namespace, 1.0)
         now = self._plan(server, seen)
-        if now.step != plan.step or now.spec != plan.spec:
+        # The message too: in an upgrade it says which of the processes may change now.
+        if (now.step, now.message, now.spec) != (plan.step, plan.message, plan.spec):
             self._later(namespace, 0.0)
         return seen, now
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -194,6 +195,18 @@ def test_the_pause_after_failures_grows_and_is_forgotten() -> None:
     assert found[0] <= 1
     assert 20 < found[-2] <= 30
     assert found[-1] <= 1
+
+
+def test_two_wishes_for_at_once_are_one_with_the_loop_that_the_operator_runs_on() -> None:
+    async def run() -> str:
+        queue = WorkQueue()
+        queue.add_after("a", 60)
+        queue.add_after("a", 0)
+        queue.add_after("a", 0)
+        queue.add_after("a", 60)
+        return await asyncio.wait_for(queue.get(), 10)
+
+    assert uvloop.run(run()) == "a"
 
 
 def test_helms_text_is_split_as_the_helper_does() -> None:

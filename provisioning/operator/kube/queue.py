@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import deque
 
+SOON = 0.001  # uvloop gives a wish for at once no time, and then it can't be compared with the next one
 SHARE = 4  # of that many turns, one goes to the patient even when the urgent never end
 
 
@@ -52,6 +53,7 @@ class WorkQueue:
     def add_after(self, key: str, seconds: float) -> None:
         """Wish for a turn in a while; the earliest such wish counts."""
         loop = asyncio.get_running_loop()
+        seconds = max(seconds, SOON)
         held = self._timers.get(key)
         if held is not None:
             if held.when() <= loop.time() + seconds:
