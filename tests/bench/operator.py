@@ -158,7 +158,7 @@ class Bench:
         before = self.operator.numbers()
         making = asyncio.create_task(self.fleet.make_servers(names))
         # Counted by the operator itself: watching all children here too would cost it what it needs.
-        await until(lambda: self.made(before) >= count * each, every=0.1)
+        await until(lambda: self.made(before) >= count * each, every=0.25)
         took = time.perf_counter() - begun
         await making
         last = await self.fleet.until_ready(names)

@@ -49,6 +49,7 @@ class Operator:
         self._options = ["--kubeconfig", str(kubeconfig), "--probe", probe, "--port", "0", "--diagnose-after", "1"]
         self._options += ["--identity", name, "--helper", str(_helper()), *options]
         self.process: subprocess.Popen[bytes] | None = None
+        self._http = httpx.Client(verify=False, trust_env=False, timeout=5)  # noqa: S501 (plain http on loopback)
         self._api = Api.from_kubeconfig(administrator or kubeconfig)
 
     def __enter__(self) -> Self:
@@ -64,6 +65,7 @@ class Operator:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.end()
         self._api.close()
+        self._http.close()
 
     def start(self) -> None:
         """Start it; return at once."""
@@ -123,7 +125,7 @@ class Operator:
 
     def get(self, path: str) -> httpx.Response:
         """Ask its own web server."""
-        return httpx.get(f"http://127.0.0.1:{self.port()}{path}", timeout=5)
+        return self._http.get(f"http://127.0.0.1:{self.port()}{path}")
 
     def numbers(self) -> dict[str, float]:
         """Return its metrics."""

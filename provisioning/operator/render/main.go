@@ -7,6 +7,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -19,6 +20,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/santhosh-tekuri/jsonschema/v6"
 	"helm.sh/helm/v3/pkg/chart"
 	"helm.sh/helm/v3/pkg/chart/loader"
 	"helm.sh/helm/v3/pkg/chartutil"
@@ -83,6 +85,33 @@ func capabilitiesOf(version string, kinds []string) (*chartutil.Capabilities, er
 	return &copied, nil
 }
 
+// A chart, and the schema of its values. Helm would compile the schema anew for each render, which takes longer than
+// all the rest.
+type ready struct {
+	chart  *chart.Chart
+	schema *jsonschema.Schema
+}
+
+func load(folder string) (*ready, error) {
+	loaded, err := loader.Load(folder)
+	if err != nil {
+		return nil, err
+	}
+	if len(loaded.Schema) == 0 {
+		return &ready{chart: loaded}, nil
+	}
+	found, err := jsonschema.UnmarshalJSON(bytes.NewReader(loaded.Schema))
+	if err != nil {
+		return nil, err
+	}
+	compiler := jsonschema.NewCompiler()
+	if err := compiler.AddResource("values.schema.json", found); err != nil {
+		return nil, err
+	}
+	schema, err := compiler.Compile("values.schema.json")
+	return &ready{chart: loaded, schema: schema}, err
+}
+
 func serve(folder string, capabilities *chartutil.Capabilities, workers int) {
 	requests := make(chan []byte, workers)
 	var writing sync.Mutex
@@ -90,7 +119,7 @@ func serve(folder string, capabilities *chartutil.Capabilities, workers int) {
 	out := bufio.NewWriterSize(os.Stdout, 1<<16)
 	for range workers {
 		// Each has its own copy of the chart: rendering coalesces values into it.
-		loaded, err := loader.Load(folder)
+		loaded, err := load(folder)
 		if err != nil {
 			log.Fatalf("the chart in %s can't be loaded: %v", folder, err)
 		}
@@ -123,7 +152,7 @@ func serve(folder string, capabilities *chartutil.Capabilities, workers int) {
 	group.Wait()
 }
 
-func reply(loaded *chart.Chart, capabilities *chartutil.Capabilities, line []byte) (result answer) {
+func reply(loaded *ready, capabilities *chartutil.Capabilities, line []byte) (result answer) {
 	var asked request
 	// A template that panics must not end the helper for every other server.
 	defer func() {
@@ -141,13 +170,18 @@ func reply(loaded *chart.Chart, capabilities *chartutil.Capabilities, line []byt
 	return answer{ID: asked.ID, Documents: documents}
 }
 
-func render(loaded *chart.Chart, capabilities *chartutil.Capabilities, asked request) ([]document, error) {
+func render(loaded *ready, capabilities *chartutil.Capabilities, asked request) ([]document, error) {
 	options := chartutil.ReleaseOptions{Name: asked.Release, Namespace: asked.Namespace, Revision: 1, IsInstall: true}
-	values, err := chartutil.ToRenderValues(loaded, asked.Values, options, capabilities)
+	if loaded.schema != nil {
+		if err := loaded.schema.Validate(asked.Values); err != nil {
+			return nil, err
+		}
+	}
+	values, err := chartutil.ToRenderValuesWithSchemaValidation(loaded.chart, asked.Values, options, capabilities, true)
 	if err != nil {
 		return nil, err
 	}
-	files, err := engine.Engine{}.Render(loaded, values)
+	files, err := engine.Engine{}.Render(loaded.chart, values)
 	if err != nil {
 		return nil, err
 	}
