@@ -29,7 +29,7 @@ def main() -> int:
         render_helper.ensure(say)
         tools.ensure((*tools.TESTS, *tools.NODE), say=say)
         definitions.ensure(say=say)
-        archives = images.ensure(images.everything(VERSIONS), say=say)
+        archives = images.ensure(VERSIONS, say=say)
     except (tools.Missing, images.Failed) as missing:
         say(f"\n*** The real node can't be had: {missing}\n")
         return 1

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from provisioning.providers.local import environments
+from provisioning.providers.local.processes import Command, spawn_argv
 from tests.cluster import tools
+from tests.node.namespaces import UNSHARE, in_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
@@ -32,6 +35,9 @@ MODULES = "usr/local/lib/python3.11/dist-packages"
 UNUSED = 30 * 24 * 3600.0
 """Seconds after which an image that no run asked for goes."""
 KEY = 16
+BUILDING = ".building-"
+APART = tuple(word for word in UNSHARE if word != "--net")
+"""Namespaces of its own, but the machine's network."""
 PYTHON = "python3.11"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 Say = Callable[[str], None]
@@ -209,35 +215,44 @@ def everything(versions: Sequence[str]) -> list[Image]:
     return [pause(), debian(), cloudnative_pg(), postgres(), redis(), *map(synapse, versions)]
 
 
-def ensure(images: Sequence[Image], *, say: Say) -> dict[str, Path]:
+def ensure(versions: Sequence[str], *, say: Say) -> dict[str, Path]:
     """Return the archive of each image by its reference, made first where missing."""
     cache().mkdir(parents=True, exist_ok=True)
     with _alone(say):
         _tidy()
-        archives = {
-            each.reference: cache() / f"{each.name.replace(':', '-')}-{_key(each, images)}.tar" for each in images
-        }
-        missing = [each for each in images if not archives[each.reference].exists()]
-        if missing:
-            with _builder() as builder:
-                _make(missing, images, archives, builder, say)
+        archives = _archives(everything(versions))
+        if not all(archive.exists() for archive in archives.values()):
+            # Apart from us: whatever is mounted and runs while images are made ends with the one who makes them.
+            words = (*APART, sys.executable, "-m", "tests.node.images", *versions)
+            command = Command("images", words, ROOT, os.environ)
+            code = subprocess.run(spawn_argv(command), cwd=ROOT, check=False).returncode
+            _tidy()
+            if code:
+                raise Failed("the images could not be made; the lines above say why.")
     for archive in archives.values():
         os.utime(archive)
     return archives
 
 
-def _make(
-    missing: Sequence[Image], images: Sequence[Image], archives: Mapping[str, Path], builder: Builder, say: Say
-) -> None:
-    bases = {each.base for each in missing}
+def make(versions: Sequence[str], *, say: Say) -> None:
+    """Make the images that are missing, and leave the working folder to the caller, who holds the lock."""
+    images = everything(versions)
+    archives = _archives(images)
+    missing = [each for each in images if not archives[each.reference].exists()]
+    builder = Builder(Path(tempfile.mkdtemp(prefix=BUILDING, dir=cache())))
+    in_memory(builder.folder)
     for image in images:
         archive, began = archives[image.reference], time.monotonic()
         if image in missing:
             say(f"Making the image {image.name} (once)")
             builder.build(image, archive)
             say(f"Made {image.name} in {time.monotonic() - began:.0f} s, {archive.stat().st_size >> 20} MiB")
-        elif image.reference in bases:
+        elif image.reference in {each.base for each in missing}:
             builder.load(image, archive)
+
+
+def _archives(images: Sequence[Image]) -> dict[str, Path]:
+    return {each.reference: cache() / f"{each.name.replace(':', '-')}-{_key(each, images)}.tar" for each in images}
 
 
 def _key(image: Image, images: Sequence[Image]) -> str:
@@ -253,31 +268,13 @@ def _key(image: Image, images: Sequence[Image]) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:KEY]
 
 
-@contextlib.contextmanager
-def _builder() -> Iterator[Builder]:
-    folder = Path(tempfile.mkdtemp(prefix=".building-", dir=cache()))
-    builder = Builder(folder)
-    try:
-        yield builder
-    finally:
-        _end(folder)
-
-
 def _tidy() -> None:
-    """Remove what a killed build left (we hold the lock, so nobody uses it), and images not used for a month."""
-    for folder in cache().glob(".building-*"):
-        _end(folder)
+    """Remove working folders (we hold the lock, so nobody uses them), and images not used for a month."""
+    for folder in cache().glob(f"{BUILDING}*"):
+        shutil.rmtree(folder, ignore_errors=True)
     for archive in cache().glob("*.tar"):
         if time.time() - archive.stat().st_mtime > UNUSED:
             archive.unlink()
-
-
-def _end(folder: Path) -> None:
-    """Unmount what buildah mounted in a folder, innermost first, and remove the folder."""
-    mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
-    for place in sorted((each for each in mounts if each.startswith(f"{folder}/")), reverse=True):
-        subprocess.run(["umount", "--lazy", place], check=False)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _mirrors() -> list[str]:
@@ -318,3 +315,15 @@ def _alone(say: Say) -> Iterator[None]:
 def cache() -> Path:
     """Return the folder of the archives, for all checkouts of this user."""
     return tools.cache().with_name("node-images")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 (this is a command)
+
+
+if __name__ == "__main__":
+    try:
+        make(sys.argv[1:], say=_say)
+    except Failed as _failed:
+        _say(f"\n*** {_failed}")
+        sys.exit(1)

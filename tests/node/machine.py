@@ -22,6 +22,7 @@ from tests.cluster import definitions
 from tests.cluster.api import Api, Object
 from tests.cluster.launch import Cluster, write_kubeconfig
 from tests.cluster.tools import find
+from tests.node.namespaces import in_memory
 from tests.node.volumes import NODE, storage_class
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,8 +66,9 @@ class Node:
 
     def start(self) -> None:
         """Start everything; return when the node is Ready."""
-        for name in ("logs", "cni", "volumes", "kubelet", "pods"):
+        for name in ("logs", "cni", "volumes", "kubelet", "pods", "images"):
             (self.folder / name).mkdir()
+        in_memory(self.folder / "images")
         _network()
         self.cluster.start()
         self._write()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,8 @@ from pathlib import Path
 from provisioning.providers.local.processes import Command, spawn_argv
 
 PREFIX = "hearth-node-"
+PLENTY = 12 << 20
+"""kB of memory."""
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 UNSHARE = ("unshare", "--net", "--mount", "--pid", "--ipc", "--uts", "--fork", "--mount-proc", "--kill-child")
 
@@ -30,10 +33,12 @@ UNSHARE = ("unshare", "--net", "--mount", "--pid", "--ipc", "--uts", "--fork", "
 def folder() -> Iterator[Path]:
     """Make the run's folder and control groups, named alike; remove both at the end, after all processes are gone."""
     sweep()
-    place = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))
-    with (place / ".lock").open("w") as lock:
+    fresh = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir="/tmp"))
+    with (fresh / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for each in _controllers():
+        # Under its name only now that the lock is held: before that, another run would take it for one that was left.
+        place = fresh.rename(fresh.with_name(fresh.name[1:]))
+        for each in controllers():
             (each / place.name).mkdir()
         try:
             yield place
@@ -41,9 +46,16 @@ def folder() -> Iterator[Path]:
             _remove(place)
 
 
+def in_memory(place: Path) -> None:
+    """Keep a folder's files in memory where there is plenty: layers are synced file by file, and go anyway."""
+    found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
+    if found and int(found[1]) > PLENTY:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6g", "tmpfs", str(place)], check=True, timeout=20)
+
+
 def run(argv: tuple[str, ...], place: Path, environment: Mapping[str, str]) -> int:
     """Run a command in namespaces of its own and return its exit code. Ends with us, whatever ends us."""
-    first = (sys.executable, "-m", "tests.node.first", *argv)
+    first = (sys.executable, str(Path(__file__).with_name("first.py")), *argv)
     command = Command("node", (*UNSHARE, *first), place, environment)
     process = subprocess.Popen(spawn_argv(command), env=dict(environment))
     with _passed_on(process):
@@ -80,14 +92,14 @@ def sweep() -> None:
         with contextlib.suppress(OSError), (place / ".lock").open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _remove(place)
-    for controller in _controllers():
+    for controller in controllers():
         for group in controller.glob(f"{PREFIX}*"):
             if not (Path("/tmp") / group.name).exists():
                 _remove_groups(group)
 
 
 def _remove(place: Path) -> None:
-    for controller in _controllers():
+    for controller in controllers():
         _remove_groups(controller / place.name)
     shutil.rmtree(place, ignore_errors=True)
 
@@ -106,7 +118,7 @@ def _remove_groups(group: Path) -> None:
                 break
 
 
-def _controllers() -> list[Path]:
+def controllers() -> list[Path]:
     """Return the folders below which control groups are made: one, or one for each controller in version 1."""
     if (CONTROL_GROUPS / "cgroup.controllers").exists():
         return [CONTROL_GROUPS]
