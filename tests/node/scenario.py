@@ -59,7 +59,11 @@ class Scenario:
                 step()
 
     def create(self) -> None:
-        """Make a server as Hearth's provider does: a namespace under `restricted`, a Secret, a MatrixServer."""
+        """Make a server as Hearth's provider does: a namespace under `restricted`, a Secret, a MatrixServer.
+
+        Only this step and `delete` know how a server comes and goes. All others need `namespace`, `secret`, `server`
+        and `alice` alone, so Hearth's own page can take their place.
+        """
         self.namespace = self.servers.place()
         meta = {"name": "synapse-secrets", "namespace": self.namespace}
         self.node.api.apply({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": self.secret})
