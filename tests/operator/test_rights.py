@@ -21,6 +21,7 @@ from tests.operator.servers import LABELS, SERVER, Servers, large, small
 
 pytestmark = pytest.mark.xdist_group("cluster")
 
+POLICY = ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicyBinding")
 DEPLOY = Path(__file__).resolve().parents[2] / "platform" / "deploy"
 SYSTEM = "hearth"
 
@@ -31,8 +32,6 @@ def installed() -> Iterator[Cluster]:
     need_programs()
     with Cluster() as cluster:
         cluster.api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM}})
-        words = ["upgrade", "--install", "hearth", str(DEPLOY), "--namespace", SYSTEM, "--kubeconfig"]
-        options = ["--set", "operator.image=images.example/hearth:1"]
         definition = cluster.api.get("apiextensions.k8s.io/v1", "CustomResourceDefinition", "matrixservers.hearth.host")
         assert definition is not None
         owned = {"meta.helm.sh/release-name": "hearth", "meta.helm.sh/release-namespace": SYSTEM}
@@ -40,13 +39,19 @@ def installed() -> Iterator[Cluster]:
             definition,
             {"metadata": {"annotations": owned, "labels": {"app.kubernetes.io/managed-by": "Helm"}}},
         )
-        subprocess.run(
-            [str(tools.find("helm")), *words, str(cluster.kubeconfig), *options],
-            check=True,
-            env={"HOME": str(cluster.folder), "PATH": "/usr/bin:/bin"},
-        )
+        _install(cluster)
         cluster.api.wait("policies in force", lambda: _denied(cluster.api))
         yield cluster
+
+
+def _install(cluster: Cluster) -> None:
+    words = ["upgrade", "--install", "hearth", str(DEPLOY), "--namespace", SYSTEM, "--kubeconfig"]
+    options = ["--set", "operator.image=images.example/hearth:1"]
+    subprocess.run(
+        [str(tools.find("helm")), *words, str(cluster.kubeconfig), *options],
+        check=True,
+        env={"HOME": str(cluster.folder), "PATH": "/usr/bin:/bin"},
+    )
 
 
 def _denied(api: Api) -> bool:
@@ -197,6 +202,45 @@ def test_nobody_weakens_a_servers_namespace(
     found = installed.api.get("v1", "Namespace", place)
     assert found is not None
     assert sentence in refused(installed.api.patch, found, {"metadata": {"labels": labels}})
+
+
+@pytest.mark.parametrize("way", ["status", "finalize"])
+def test_a_subresource_is_no_way_round(installed: Cluster, place: str, way: str) -> None:
+    """The API server takes new labels by these ways as well."""
+    found = installed.api.get("v1", "Namespace", place)
+    assert found is not None
+    found["metadata"].pop("managedFields", None)
+    found["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] = "privileged"
+    path = installed.api.path("v1", "Namespace", None, place)
+    sentence = refused(installed.api.request, "PUT", f"{path}/{way}", json=found)
+    assert "always held to Pod Security 'restricted'" in sentence
+
+
+def test_a_weak_namespace_from_before_can_still_end(installed: Cluster) -> None:
+    name = "hearth-22222222-2222-3333-4444-555555555555"
+    api = installed.api
+    api.delete(*POLICY, "hearth-namespaces")
+    api.wait("policy out of force", lambda: not _denied(api))
+    api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    _install(installed)
+    api.wait("policies in force", lambda: _denied(api))
+    api.delete("v1", "Namespace", name)
+    api.wait("end of the namespace", lambda: api.get("v1", "Namespace", name) is None)
+
+
+@pytest.mark.parametrize("kind", ["Vpc", "Subnet"])
+def test_the_operator_leaves_the_clusters_own_networks_alone(
+    installed: Cluster, as_operator: Api, place: str, kind: str
+) -> None:
+    spec = {"cidrBlock": "10.80.0.0/24"} if kind == "Subnet" else {}
+    own = {"apiVersion": "kubeovn.io/v1", "kind": kind, "metadata": {"name": "ovn-default"}, "spec": spec}
+    assert "only the networks of Matrix servers" in refused(as_operator.apply, own)
+    installed.api.apply(own)
+    assert "only the networks of Matrix servers" in refused(as_operator.apply, own)
+    assert "only the networks" in refused(as_operator.delete, "kubeovn.io/v1", kind, "ovn-default")
+    stolen = {**own, "metadata": {"name": place}, "spec": {**spec, "namespaces": ["kube-system"]}}
+    assert "that server's namespace alone" in refused(as_operator.apply, stolen)
+    installed.api.delete("kubeovn.io/v1", kind, "ovn-default")
 
 
 def test_nobody_makes_a_weak_namespace_with_a_servers_name(installed: Cluster) -> None:
