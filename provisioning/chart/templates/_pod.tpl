@@ -31,13 +31,16 @@ containers:
       {{- if and $root.hearth.workers (eq $group.kind "StatefulSet") }}
       - {name: replication, containerPort: 9093}
       {{- end }}
-    # A first start makes the schema, a later one may change it: both take as long as they take.
-    startupProbe: {httpGet: {path: /health, port: http}, periodSeconds: 2, failureThreshold: 900}
+    # A first start makes the schema, a later one may change it. Both are one transaction, which begins again from nothing
+    # when it is cut off: so a day, and the operator says that it takes long.
+    startupProbe: {httpGet: {path: /health, port: http}, periodSeconds: 2, failureThreshold: 43200}
+    {{- /* A busy Synapse answers late. Where another one serves meanwhile it is left out soon; a single one never for that. */}}
+    {{- $patience := ternary 2 24 (gt (int $group.count) 1) }}
     {{- if has "health" ($group.resources | default list) }}
-    readinessProbe: {httpGet: {path: /health, port: http}, periodSeconds: 5, failureThreshold: 2, timeoutSeconds: 5}
+    readinessProbe: {httpGet: {path: /health, port: http}, periodSeconds: 5, failureThreshold: {{ $patience }}, timeoutSeconds: 5}
     livenessProbe: {tcpSocket: {port: http}, periodSeconds: 20, failureThreshold: 6, timeoutSeconds: 10}
     {{- else }}
-    readinessProbe: {httpGet: {path: /_matrix/client/versions, port: http}, periodSeconds: 5, failureThreshold: 2, timeoutSeconds: 5}
+    readinessProbe: {httpGet: {path: /_matrix/client/versions, port: http}, periodSeconds: 5, failureThreshold: {{ $patience }}, timeoutSeconds: 5}
     livenessProbe: {httpGet: {path: /health, port: http}, periodSeconds: 20, failureThreshold: 6, timeoutSeconds: 10}
     {{- end }}
     {{- if $group.routes }}
