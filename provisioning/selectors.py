@@ -55,6 +55,10 @@ ADVICE = {
     "DiskFull": "Make room on the machine, or ask support; then try again.",
     "InternalError": "Try again. If it fails again, tell support the number above.",
     "Cancelled": "Try again, or delete the server: then nothing of it is left.",
+    "RegionCredentials": "Ask support: staff must renew Hearth's access to this region.",
+    "RegionUnreachable": "There is nothing to do: try again in some minutes.",
+    "NamespaceTaken": "Change nothing and ask support.",
+    "RemovalStuck": "Try again later. If it stays so, ask support.",
 }
 OPERATION_TONES: dict[str, str] = {
     State.QUEUED: "busy",
