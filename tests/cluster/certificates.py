@@ -8,7 +8,7 @@ import ipaddress
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 DAY = datetime.timedelta(days=1)
+_USAGES = {"server auth": ExtendedKeyUsageOID.SERVER_AUTH, "client auth": ExtendedKeyUsageOID.CLIENT_AUTH}
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,21 @@ class Authority:
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         self._certificate = builder.sign(self._key, hashes.SHA256())
 
+    @classmethod
+    def read(cls, pair: Pair) -> Self:
+        """Return the authority of this certificate and key."""
+        found = cls("replaced below")
+        key = serialization.load_pem_private_key(pair.key, None)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise TypeError("an authority here has an EC key")
+        found._key, found._certificate = key, x509.load_pem_x509_certificate(pair.certificate)
+        return found
+
+    @property
+    def pair(self) -> Pair:
+        """The authority's own certificate and key."""
+        return Pair(self.certificate, private_pem(self._key))
+
     @property
     def certificate(self) -> bytes:
         """The authority's own certificate, PEM."""
@@ -58,6 +74,26 @@ class Authority:
             builder = builder.add_extension(
                 x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False
             )
+        signed = builder.sign(self._key, hashes.SHA256())
+        return Pair(signed.public_bytes(serialization.Encoding.PEM), private_pem(key))
+
+    def sign(self, spec: Mapping[str, Any], *, days: float) -> Pair:
+        """Return a new key with the certificate that the spec of a cert-manager `Certificate` asks for."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        organisations = spec.get("subject", {}).get("organizations", [])
+        names = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, each) for each in organisations]
+        if common := spec.get("commonName"):
+            names.append(x509.NameAttribute(NameOID.COMMON_NAME, common))
+        hosts = [*filter(None, [common]), *spec.get("dnsNames", []), *spec.get("ipAddresses", [])]
+        others: list[x509.GeneralName] = [_host(each) for each in dict.fromkeys(hosts)]
+        others += [x509.UniformResourceIdentifier(each) for each in spec.get("uris", [])]
+        wanted = spec.get("usages", ["digital signature", "key encipherment", "server auth"])
+        usages = [usage for name, usage in _USAGES.items() if name in wanted]
+        builder = self._builder(x509.Name(names), self._certificate.subject, key, days)
+        builder = builder.add_extension(x509.SubjectAlternativeName(others), critical=not names)
+        builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        if usages:
+            builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         signed = builder.sign(self._key, hashes.SHA256())
         return Pair(signed.public_bytes(serialization.Encoding.PEM), private_pem(key))
 

@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 
 from tests.cluster.api import MERGE, Object, connection
-from tests.cluster.certificates import Authority
+from tests.cluster.certificates import Authority, Pair
 
 HANDS_OFF = "tests.hearth.host/hands-off"
 PROVISIONER = "volumes.tests.hearth.host"
@@ -33,6 +33,7 @@ MANAGER = "hearth-stand-ins"
 LIFE = datetime.timedelta(days=90)
 
 CERTIFICATES = "/apis/cert-manager.io/v1/certificates"
+ISSUERS = "/apis/cert-manager.io/v1/namespaces/{}/issuers"
 CLAIMS = "/api/v1/persistentvolumeclaims"
 VOLUMES = "/api/v1/persistentvolumes"
 CLUSTERS = "/apis/postgresql.cnpg.io/v1/clusters"
@@ -79,9 +80,9 @@ class StandIns:
         seen = any(one.get("observedGeneration") == meta.get("generation") for one in _conditions(each))
         if there.status_code == 200 and ready and seen:
             return
-        hosts = tuple(dict.fromkeys([*filter(None, [spec.get("commonName")]), *spec.get("dnsNames", [])]))
-        pair = self.authority.issue(hosts[0], hosts=hosts, days=LIFE.days)
-        data = {"tls.crt": pair.certificate, "tls.key": pair.key, "ca.crt": self.authority.certificate}
+        signer = await self._signer(each)
+        pair = signer.pair if spec.get("isCA") else signer.sign(spec, days=LIFE.days)
+        data = {"tls.crt": pair.certificate, "tls.key": pair.key, "ca.crt": signer.certificate}
         await self._apply(
             f"{place}/{spec['secretName']}",
             {
@@ -105,6 +106,19 @@ class StandIns:
             "revision": each.get("status", {}).get("revision", 0) + 1,
         }
         await self._say(each, CERTIFICATES, status)
+
+    async def _signer(self, each: Object) -> Authority:
+        """Return who signs: for an Issuer `ca` the authority of its Secret, for `selfSigned` a new one, else ours."""
+        meta, issuer = each["metadata"], each["spec"]["issuerRef"]
+        if issuer.get("kind", "Issuer") != "Issuer":
+            return self.authority
+        found = await self._json("GET", f"{ISSUERS.format(meta['namespace'])}/{issuer['name']}")
+        if "selfSigned" in found["spec"]:
+            return Authority(each["spec"]["commonName"], days=2 * LIFE.days)
+        name = found["spec"]["ca"]["secretName"]
+        secret = await self._json("GET", f"/api/v1/namespaces/{meta['namespace']}/secrets/{name}")
+        certificate, key = (base64.b64decode(secret["data"][part]) for part in ("tls.crt", "tls.key"))
+        return Authority.read(Pair(certificate, key))
 
     async def claim(self, each: Object) -> None:
         """Give a claim of our storage class a volume; let a bound one grow."""
