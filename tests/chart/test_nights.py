@@ -1,4 +1,4 @@
-"""What wakes somebody at night: probes that end what is only busy, drains that never end, rules that keep a proof out."""
+"""What wakes somebody at night: probes that end what is only busy, endless drains, rules that keep a proof out."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_long_change_of_the_schema_is_not_cut_off(name: str) -> None:
 def test_redis_has_room_for_a_copy_of_itself(persistence: bool) -> None:
     own = {"persistence": persistence, "storage": {"size": "2Gi"}}
     rendered = render(values.workers(redis={"own": own}))
-    most = re.search(r"^maxmemory (\d+)mb$", rendered["ConfigMap/redis"]["data"]["redis.conf"], re.M)
+    most = re.search(r"^maxmemory (\d+)mb$", rendered["ConfigMap/redis"]["data"]["redis.conf"], re.MULTILINE)
     assert most is not None
     limit = int(rendered.pods()["redis"]["spec"]["containers"][0]["resources"]["limits"]["memory"].removesuffix("Mi"))
     assert int(most[1]) * (2 if persistence else 1) + 48 <= limit

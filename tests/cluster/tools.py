@@ -73,12 +73,13 @@ TOOLS = {
     "kubectl": Tool("kubernetes", "k8s.io/kubernetes/cmd/kubectl"),
     "kube-proxy": Tool("kubernetes", "k8s.io/kubernetes/cmd/kube-proxy"),
     "coredns": Tool("coredns", "hearth.host/tests/cluster/coredns"),
+    "router": Tool("router", "hearth.host/tests/cluster/router"),
     "cloudnative-pg": Tool("cloudnative-pg", "github.com/cloudnative-pg/cloudnative-pg/cmd/manager"),
 }
 CLUSTER = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok")
 UNUSED = 30 * 24 * 3600.0
 """Seconds after which a version that no checkout asked for goes."""
-TESTS = (*CLUSTER, "helm", "kube-score", "kubeconform")
+TESTS = (*CLUSTER, "helm", "kube-score", "kubeconform", "router")
 """What `make test` needs; the others are built when somebody asks for them."""
 NODE = ("kubelet", "kube-proxy", "coredns", "cloudnative-pg")
 """What a real node needs beside them."""
