@@ -67,7 +67,9 @@ def take_place(code: str) -> None:
     Placements of one region take turns by its row, so that many at once can't overshoot.
     """
     region = Region.objects.select_for_update().filter(code=code).first()
-    if region is None or not region.open:
+    if region is None:
+        return  # somebody else's, who said that it is open
+    if not region.open:
         raise Refused("That region takes no new servers. No server was made. Choose another.", field="region")
     if Server.objects.filter(region=code, deleted__isnull=True).count() >= CELL:
         raise Refused(

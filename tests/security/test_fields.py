@@ -38,6 +38,7 @@ LINK = "Your link: https://example.org/?key=one-time"
 # Names that look like secrets, and why these columns hold none. Whatever else looks like one must be sealed.
 LOOKS = re.compile(r"secret|passw|token|key|macaroon|credential|totp|otp|kubeconfig|webhook|pin$|private|signing|data$")
 PLAIN = {
+    "provisioning.Cluster.s3_access_key": "the name of the key pair, sent with each request; the secret half is sealed",
     "account.EmailConfirmation.key": "allauth signs its links; it writes no row here",
     "accounts.StaffLink.token_hash": "a hash",
     "accounts.User.password": "a hash",
