@@ -65,6 +65,7 @@ def test_a_range_that_is_none_is_refused(api: Api, namespace: str, range_: str) 
         api.apply(wrong, dry_run=True)
 
 
+@pytest.mark.xdist_group("cluster")
 def test_narrow_ranges_and_a_dns_cache_on_the_node_are_taken(api: Api, namespace: str) -> None:
     network = {"egress": ["10.1.0.0/16", "fd01::/48"], "dnsAddresses": ["169.254.20.10/32"]}
     api.apply(values.matrix_server(values.monolith(network=network), namespace), dry_run=True)

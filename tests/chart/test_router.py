@@ -64,12 +64,12 @@ def spec(way: str, namespace: str) -> dict[str, Any]:
     plain = {"class": namespace, "annotations": TLS13, "regex": None}
     regex = {"class": namespace, "regex": {"annotations": PATTERNS}}
     parents = {"parentRefs": [{"name": "public", "namespace": namespace, "sectionName": "https"}]}
-    routing = {
+    ways: dict[str, dict[str, Any]] = {
         "plain": {"ingress": plain, "gateway": None},
         "patterns": {"ingress": regex, "gateway": None},
         "gateway": {"ingress": None, "gateway": parents},
-    }[way]
-    changes: dict[str, Any] = {"routing": {**routing, "certificate": {"issuerRef": ISSUER}}, "priorityClass": None}
+    }
+    changes: dict[str, Any] = {"routing": {**ways[way], "certificate": {"issuerRef": ISSUER}}, "priorityClass": None}
     if way == "plain":
         changes["workers"] = {"streamWriters": {"typing": False}}
     return values.workers(**changes)

@@ -1,6 +1,6 @@
 // A router for tests out of Traefik's own parts: its providers read Ingresses or Gateways from the API server, its muxer says which
-// rule a request meets, its TLS manager holds certificates and versions. All of Traefik would be four times as much to compile, for the
-// sake of providers and DNS clients that nobody needs here.
+// rule a request meets, its TLS manager holds certificates and versions. All of Traefik would be more than twice as many packages to
+// compile, for the sake of providers and DNS clients that nobody needs here.
 //
 // Pods have addresses that nothing here can reach, so a request to address A and port P goes to the unix socket <pods>/A/P.sock.
 package main
