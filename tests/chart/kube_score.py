@@ -10,6 +10,9 @@ ACCEPTED: dict[tuple[str, str], str] = {
     ("The NetworkPolicys selector doesn't match any pods", "postgres"): (
         "The pods of the database are made by CloudNativePG from the Cluster of this chart, with that label."
     ),
+    ("The NetworkPolicys selector doesn't match any pods", "certificate"): (
+        "cert-manager makes the pod that proves a host by HTTP-01, with that label, and takes it away again."
+    ),
 }
 """(what kube-score says, the object's name or * for all) and why it is right here."""
 
