@@ -51,12 +51,15 @@ class Operator:
         self._watching: Watching | None = None
         self._acting = False
         self._dispatcher: asyncio.Task[None] | None = None
+        self._needed: list[asyncio.Task[None]] = []
 
     async def run(self) -> None:
         """Act while we hold the lease."""
         settings = self._settings
         async with contextlib.AsyncExitStack() as stack:
-            client = await stack.enter_async_context(Client(find(settings.kubeconfig), in_flight=settings.in_flight))
+            client = await stack.enter_async_context(
+                Client(find(settings.kubeconfig, account=settings.account), in_flight=settings.in_flight)
+            )
             lease = Lease(client, settings.namespace, settings.lease, settings.identity)
             self.metrics.watch(self.store, self.queue, client, lambda: self._watching)
             served = serve(settings.host, settings.port, live=self._dead, ready=self._idle, numbers=self.metrics.text)
@@ -77,6 +80,7 @@ class Operator:
         lease.answered.add(watching.reopen)
         watching.start()
         listening = asyncio.create_task(watching.listen(), name="listening")
+        self._needed.append(listening)
         stack.callback(listening.cancel)
         begun = time.monotonic()
         if not await self._unless_stopped(watching.synced(), keeping):
@@ -97,6 +101,7 @@ class Operator:
         stack.push_async_callback(prober.close)
         notices = Notices(client, self._settings.identity)
         sending = asyncio.create_task(notices.run(), name="notices")
+        self._needed.append(sending)
         stack.callback(sending.cancel)
         writer = Writer(client, self.store, notices, self.metrics, leads=lease.held, width=self._width)
         return Reconciler(
@@ -195,7 +200,8 @@ class Operator:
     def _dead(self) -> str:
         if self._acting and self._dispatcher is not None and self._dispatcher.done():
             return "turns are not given any more"
-        return "; ".join(self._watching.faults()) if self._watching else ""
+        ended = [f"{task.get_name()} has ended" for task in self._needed if task.done()]
+        return "; ".join([*ended, *(self._watching.faults() if self._watching else ())])
 
     def _idle(self) -> str:
         return "" if self._acting else "this operator does not act (yet)"

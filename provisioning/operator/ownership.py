@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import orjson
 
 from provisioning.operator.children import SERVERS
 from provisioning.operator.kube.kinds import Kind
@@ -67,4 +68,4 @@ def owner_of(metadata: Mapping[str, Any]) -> str:
 
 def body(found: Mapping[str, Any]) -> bytes:
     """Return an object as what is sent."""
-    return json.dumps(found, separators=(",", ":")).encode()
+    return orjson.dumps(found)

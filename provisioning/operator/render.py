@@ -17,6 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
+import orjson
 import yaml
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class Helper:
         asked = {"id": number, "release": RELEASE, "namespace": namespace, "values": values, "have": list(have)}
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
         try:
-            stdin.write(json.dumps(asked, separators=(",", ":")).encode() + b"\n")
+            stdin.write(orjson.dumps(asked, option=orjson.OPT_APPEND_NEWLINE))
             async with asyncio.timeout(LONGEST):
                 await stdin.drain()
                 found = await answer
@@ -110,7 +111,7 @@ class Helper:
             return
         with contextlib.suppress(ValueError, OSError):
             while line := await process.stdout.readline():
-                found = json.loads(line)
+                found = orjson.loads(line)
                 waiting = self._answers.get(found["id"])
                 if waiting is not None and not waiting.done():
                     waiting.set_result(found)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
+
+import orjson
 
 from provisioning.operator.children import KINDS, Place
 from provisioning.operator.differences import Wanted, Write
@@ -138,7 +139,7 @@ class Rendering:
     @contextlib.asynccontextmanager
     async def of(self, owner: Owner, spec: Mapping[str, Any]) -> AsyncIterator[Rendered]:
         """Give a server's documents for one turn."""
-        plan = blake2b(json.dumps([owner.uid, spec], sort_keys=True).encode(), digest_size=12).digest()
+        plan = blake2b(orjson.dumps([owner.uid, spec], option=orjson.OPT_SORT_KEYS), digest_size=12).digest()
         known = self._known.get(owner.namespace)
         live = self._store.children(owner.namespace)
         share = 0

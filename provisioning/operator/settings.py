@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from provisioning.operator.kube.access import ACCOUNT
 from provisioning.operator.reconcile import Pace
 
 HERE = Path(__file__).resolve().parent
@@ -23,6 +24,7 @@ class Settings:
     """What one operator is started with. `namespace`: where its Lease lies."""
 
     kubeconfig: str
+    account: Path
     namespace: str
     identity: str
     lease: str
@@ -46,6 +48,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         parser.add_argument(f"--{name}", default=environment.get(variable, default), help=f"{text} ({variable})")
 
     option("kubeconfig", "", "a kubeconfig; without it KUBECONFIG, then the pod's service account")
+    option("account", str(ACCOUNT), "the folder of the pod's service account")
     option("namespace", "hearth", "the namespace of the operator's Lease")
     option("identity", f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}", "this operator's name in the Lease")
     option("lease", "hearth-operator", "the name of the Lease")
@@ -63,6 +66,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     helper, helm = Path(found.helper), shutil.which(found.helm)
     return Settings(
         kubeconfig=found.kubeconfig,
+        account=Path(found.account),
         namespace=found.namespace,
         identity=found.identity,
         lease=found.lease,

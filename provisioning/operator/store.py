@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import orjson
 
 from provisioning.operator.children import SERVERS, Place, outdated
 from provisioning.operator.kube.client import MANAGER
@@ -65,6 +66,9 @@ class Store:
         """Names of the CustomResourceDefinitions that are there."""
         self.defined: Callable[[], None] = lambda: None
         """Called when that set has changed."""
+        self.redefined: Callable[[str], None] = lambda _name: None
+        """Called with the name of a definition whose spec has changed."""
+        self._forms: dict[str, int] = {}
         self._wake = wake
         self._servers: dict[str, bytes] = {}
         self._marks: dict[str, tuple[Mark, int]] = {}
@@ -74,7 +78,7 @@ class Store:
     def server(self, namespace: str) -> dict[str, Any] | None:
         """Return the MatrixServer of a namespace as it was seen last."""
         raw = self._servers.get(namespace)
-        return None if raw is None else json.loads(raw)
+        return None if raw is None else orjson.loads(raw)
 
     def namespaces(self) -> list[str]:
         """Return every namespace that has a MatrixServer."""
@@ -94,6 +98,7 @@ class Store:
         """Take an object as it is now."""
         if kind is DEFINITIONS:
             self._define(found["metadata"]["name"], there=True)
+            self._compare(found["metadata"])
         elif kind is SERVERS:
             self.take_server(found)
         else:
@@ -175,10 +180,14 @@ class Store:
         mark = Mark(metadata["uid"], metadata.get("generation", 0), "deletionTimestamp" in metadata)
         version = int(metadata["resourceVersion"])
         held, before = self._marks.get(namespace, (None, 0))
-        if metadata["name"] != SERVER_NAME or version <= before:
+        if metadata["name"] != SERVER_NAME or version < before:
             return
         kept = {key: value for key, value in metadata.items() if key != "managedFields"}
-        self._servers[namespace] = json.dumps({**found, "metadata": kept}, separators=(",", ":")).encode()
+        raw = orjson.dumps({**found, "metadata": kept})
+        # The same version says something else when the definition has changed, and with it what is left out.
+        if version == before and raw == self._servers.get(namespace):
+            return
+        self._servers[namespace] = raw
         self._marks[namespace] = (mark, version)
         if not written:
             self._wake(namespace, held != mark)
@@ -187,6 +196,12 @@ class Store:
         if there is not (name in self.definitions):
             (self.definitions.add if there else self.definitions.discard)(name)
             self.defined()
+
+    def _compare(self, metadata: Mapping[str, Any]) -> None:
+        name, form = metadata["name"], int(metadata.get("generation") or 0)
+        if self._forms.setdefault(name, form) != form:
+            self._forms[name] = form
+            self.redefined(name)
 
     def _drop(self, home: str, place: Place) -> None:
         held = self._children[home]

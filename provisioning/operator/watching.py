@@ -19,6 +19,7 @@ from provisioning.operator.store import Store
 log = logging.getLogger(__name__)
 
 
+RENEWALS = (1.0, 10.0)  # seconds after which what is defined anew is read again
 PULSE = 6.0  # seconds without a sign of our own lease, which is renewed every two, before the watches are suspected
 
 
@@ -53,7 +54,7 @@ class Watching:
         self._pulse = Pulse()
         self._store = store
         self._running: dict[str, tuple[Reflector, asyncio.Task[None]]] = {}
-        store.defined = self._adjust
+        store.defined, store.redefined = self._adjust, self._renew
 
     def start(self) -> None:
         """Start those that are always there."""
@@ -65,6 +66,17 @@ class Watching:
         fields = f"metadata.name={self._lease.name}"
         lease = Reflector(self._client, LEASES, self._pulse, fields=fields, namespace=self._lease.namespace)
         self._running[LEASES.name] = (lease, asyncio.create_task(lease.run(), name="watch of the lease"))
+
+    def _renew(self, definition: str) -> None:
+        """Read the MatrixServers again after their definition has changed.
+
+        The API server goes on serving a watch by the definition of the time at which it was opened, so what is new in a
+        server's spec is left out. How soon it takes the new one for other watches it does not say: hence twice.
+        """
+        if definition == SERVERS.definition:
+            log.info("the definition of MatrixServers has changed: all are read again")
+            for seconds in RENEWALS:
+                asyncio.get_running_loop().call_later(seconds, self._running[SERVERS.name][0].renew)
 
     async def listen(self) -> None:
         """Open the watches again whenever they have gone deaf."""

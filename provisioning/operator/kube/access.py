@@ -180,10 +180,10 @@ class Kubeconfig:
         return path
 
 
-def find(kubeconfig: str = "", environment: Mapping[str, str] = os.environ) -> Access:
+def find(kubeconfig: str = "", environment: Mapping[str, str] = os.environ, *, account: Path = ACCOUNT) -> Access:
     """Return access by the named kubeconfig, else by KUBECONFIG, else by the pod's service account."""
     path = kubeconfig or environment.get("KUBECONFIG", "")
     try:
-        return Access(Kubeconfig(Path(path)) if path else InCluster(environment=environment))
+        return Access(Kubeconfig(Path(path)) if path else InCluster(account, environment))
     except (OSError, ssl.SSLError, yaml.YAMLError) as error:
-        raise AccessError(f"The credentials in {path or ACCOUNT} can't be read: {error}") from error
+        raise AccessError(f"The credentials in {path or account} can't be read: {error}") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import random
 import socket
 from collections import Counter
@@ -12,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import aiohttp
+import orjson
 
 from provisioning.operator.kube.access import Access
 from provisioning.operator.kube.errors import ApiError, from_answer, unanswered
@@ -74,7 +74,7 @@ class Client:
             "PATCH",
             kind.path(namespace, name),
             params={"fieldManager": MANAGER},
-            body=json.dumps(change).encode(),
+            body=orjson.dumps(change),
             content="application/merge-patch+json",
             accept=METADATA,
         )
@@ -89,14 +89,14 @@ class Client:
             "patch",
             "PATCH",
             kind.path(namespace, name),
-            body=json.dumps(change).encode(),
+            body=orjson.dumps(change),
             content="application/json-patch+json",
             accept=METADATA,
         )
 
     async def create(self, kind: Kind, namespace: str, body: Any) -> dict[str, Any]:
         """Make a new object."""
-        data = json.dumps(body).encode()
+        data = orjson.dumps(body)
         return await self._json("create", "POST", kind.path(namespace), body=data, content=WHOLE)
 
     async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str = "", propagation: str = "") -> None:
@@ -104,7 +104,7 @@ class Client:
         options: dict[str, Any] = {"kind": "DeleteOptions", "apiVersion": "v1"}
         options |= {"preconditions": {"uid": uid}} if uid else {}
         options |= {"propagationPolicy": propagation} if propagation else {}
-        body = json.dumps(options).encode()
+        body = orjson.dumps(options)
         try:
             await self._json("delete", "DELETE", kind.path(namespace, name), body=body, content=WHOLE, accept=METADATA)
         except ApiError as error:
@@ -126,7 +126,7 @@ class Client:
 
     async def lease(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         """Read or write a lease: past all queues, tried once, and not patiently."""
-        data = None if body is None else json.dumps(body).encode()
+        data = None if body is None else orjson.dumps(body)
         async with asyncio.timeout(5):
             return self._parsed(await self._send("lease", method, path, body=data, content=WHOLE))
 
@@ -147,7 +147,7 @@ class Client:
                     timeout=timeout,
                 )
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise unanswered(error) from error
+            raise self._unanswered(error) from error
         try:
             if response.status >= 400:
                 if response.status == 401:
@@ -164,7 +164,7 @@ class Client:
 
     @staticmethod
     def _parsed(body: bytes) -> dict[str, Any]:
-        found = json.loads(body)
+        found = orjson.loads(body)
         return found if isinstance(found, dict) else {}
 
     async def _patiently(self, verb: str, method: str, path: str, **options: Any) -> bytes:
@@ -222,4 +222,9 @@ class Client:
                     raise from_answer(response.status, data, response.headers.get("Retry-After"))
                 return data
         except (aiohttp.ClientError, OSError) as error:
-            raise unanswered(error) from error
+            raise self._unanswered(error) from error
+
+    def _unanswered(self, error: Exception) -> ApiError:
+        if isinstance(error, aiohttp.ClientSSLError):
+            self._access.refresh()  # the cluster may have another authority now
+        return unanswered(error)

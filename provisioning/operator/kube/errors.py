@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
+
+import orjson
 
 
 class ApiError(Exception):
@@ -40,7 +41,7 @@ def unanswered(error: BaseException) -> ApiError:
 def from_answer(status: int, body: bytes, retry_after: str | None = None) -> ApiError:
     """Return the error that an answer's body, mostly a `Status`, describes."""
     try:
-        found = json.loads(body)
+        found = orjson.loads(body)
     except ValueError:
         found = None
     if not isinstance(found, dict) or found.get("kind") != "Status":

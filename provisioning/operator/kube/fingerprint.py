@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
 
+import orjson
+
 from provisioning.operator.kube.client import MANAGER
 
-OWNER = "$owner"
+OWNER = b"$owner"
 """Stands for the owner's uid, so that the same child of every server has the same fingerprint."""
 CONTENT = ("f:spec", "f:data", "f:binaryData", "f:stringData", "f:immutable")
 """What nobody else may add to. Labels, annotations and status of others are theirs."""
@@ -28,7 +30,7 @@ class Shapes:
     """Each set of fields once: thousands of objects share a few dozen."""
 
     def __init__(self) -> None:
-        self._texts: dict[int, str] = {}
+        self._texts: dict[int, bytes] = {}
 
     def of(self, metadata: Mapping[str, Any], *, shared: bool = False) -> int:
         """Return the fingerprint of the fields that we applied, and of what others added; 0 when we applied none."""
@@ -36,10 +38,10 @@ class Shapes:
         if not ours:
             return 0
         added = {} if shared else additions(metadata)
-        text = json.dumps([*ours, added] if added else ours, separators=(",", ":"))
+        text = orjson.dumps([*ours, added] if added else ours)
         for owner in metadata.get("ownerReferences") or ():
-            text = text.replace(str(owner.get("uid")), OWNER)
-        found = int.from_bytes(blake2b(text.encode(), digest_size=7).digest(), "big")
+            text = text.replace(str(owner.get("uid")).encode(), OWNER)
+        found = int.from_bytes(blake2b(text, digest_size=7).digest(), "big")
         # An odd one has additions, so that this is known without reading it again.
         found = found << 1 | bool(added)
         self._texts.setdefault(found, text)
@@ -50,7 +52,7 @@ class Shapes:
         text = self._texts.get(fingerprint)
         if not text or fingerprint & 1:
             return False
-        return any(covers(wanted, fields) for fields in json.loads(text))
+        return any(covers(wanted, fields) for fields in orjson.loads(text))
 
     def __len__(self) -> int:
         return len(self._texts)

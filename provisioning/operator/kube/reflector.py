@@ -9,7 +9,6 @@ of any kind is met with a back-off that is jittered and short enough to be back 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import random
 import time
@@ -17,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import aiohttp
+import orjson
 
 from provisioning.operator.kube.client import METADATA, WHOLE, Client
 from provisioning.operator.kube.errors import ApiError, from_status, unanswered
@@ -27,12 +27,13 @@ log = logging.getLogger(__name__)
 SILENCE = 100.0  # seconds; a bookmark comes every minute, so a longer silence is a connection that is only half open
 LASTS = (2400, 3000)  # seconds a watch is asked to last, so that not all end at once
 LONGEST_PAUSE = 4.0
+HUNG = SILENCE + LONGEST_PAUSE + 60  # seconds without an answer or a try: it is stuck
 PATIENCE = 3  # errors in a row from the same resource version before everything is streamed anew
 INITIAL_END = "k8s.io/initial-events-end"
 
 
 class Sink(Protocol):
-    """Takes what a watch shows. Never blocks and never raises."""
+    """Takes what a watch shows. Never blocks."""
 
     def seen(self, kind: Kind, found: Mapping[str, Any]) -> None:
         """Take an object as it is now."""
@@ -65,18 +66,24 @@ class Reflector:
         self._version = ""
         self._faults = 0
         self._streams = True
+        self._anew = False
         self._contact = time.monotonic()
         self._response: aiohttp.ClientResponse | None = None
         self._seen: set[tuple[str, str]] | None = None
 
     def alive(self) -> bool:
         """Say whether it heard from the API server, or at least tried to, as lately as it should have."""
-        return time.monotonic() - self._contact < SILENCE + LONGEST_PAUSE + 60
+        return time.monotonic() - self._contact < HUNG
 
     def reopen(self) -> None:
         """Open the watch again from where it is: the connection may have died without a word."""
         if self._response is not None:
             self._response.close()
+
+    def renew(self) -> None:
+        """Have everything told again."""
+        self._anew = True
+        self.reopen()
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -88,6 +95,9 @@ class Reflector:
             except ApiError as error:
                 pause = self._after(error)
             except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+                pause = self._after(unanswered(error))
+            except Exception as error:
+                log.exception("the watch of %s brought what can't be read", self.kind)
                 pause = self._after(unanswered(error))
             await asyncio.sleep(pause)
 
@@ -104,6 +114,8 @@ class Reflector:
         return max(min(error.retry_after, LONGEST_PAUSE), most) * random.uniform(0.5, 1.0)  # noqa: S311 (spreads load)
 
     async def _once(self) -> None:
+        if self._anew:
+            self._version, self._anew = "", False
         if self._version:
             self.reopened += 1
             await self._watch({"resourceVersion": self._version})
@@ -153,7 +165,7 @@ class Reflector:
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
                 if line:
-                    self._event(json.loads(line))
+                    self._event(orjson.loads(line))
 
     def _event(self, event: Mapping[str, Any]) -> None:
         kind, found = event["type"], event["object"]
@@ -180,7 +192,11 @@ class Reflector:
         metadata = found["metadata"]
         if self._seen is not None:
             self._seen.add((metadata.get("namespace", ""), metadata["name"]))
-        self._sink.seen(self.kind, found)
+        try:
+            self._sink.seen(self.kind, found)
+        except Exception:
+            # Read again it would be no better, and all others would wait for it.
+            log.exception("%s %s/%s can't be understood", self.kind, metadata.get("namespace", ""), metadata["name"])
 
     def _complete(self, version: str) -> None:
         for namespace, name in self._sink.known(self.kind) - (self._seen or set()):
