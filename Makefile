@@ -1,7 +1,7 @@
 # `make run` and `make test` do all their own set-up. `make` alone lists the rest.
 .SHELLFLAGS := -ec
 .DEFAULT_GOAL := help
-.PHONY: help run manage test lint smoke chaos bench cluster e2e-node fuzz coverage-security clean hooks venv venv-dev
+.PHONY: help run manage test lint smoke chaos bench cluster operator-faults e2e-node fuzz coverage-security clean hooks venv venv-dev
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -60,6 +60,11 @@ bench: venv-dev  ## Run one measurement: BENCH=name runs tests/bench/name.py
 
 cluster: venv-dev  ## Run a Kubernetes control plane for development until Ctrl-C, and print its KUBECONFIG (NODES=3)
 	@exec $(WITH_MAKE) $(BIN)/python -m tests.cluster --nodes $(NODES)
+
+operator-faults: venv-dev  ## Many injected faults and kills for the operator: make operator-faults FAULTS=100 KILLS=10
+	@$(BIN)/python -m tests.prepare --no-browser
+	@FAULTS=$(or $(FAULTS),100) KILLS=$(or $(KILLS),10) $(BIN)/python -m pytest -n0 \
+		tests/operator/test_faults.py tests/operator/test_restarts.py $(PYTEST)
 
 fuzz: venv-dev  ## Feed mutated streams to every reader: make fuzz RUNS=1000000 SEED=1
 	@$(BIN)/python -m tests.security.streams.fuzz --runs $(RUNS) --seed $(SEED)

@@ -87,6 +87,7 @@ class FaultProxy:
         self._rules: list[_Rule] = []
         self._watches: set[_Watch] = set()
         self._down = False
+        self._serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self.port = 0
         self.requests: list[Request] = []
 
@@ -165,6 +166,19 @@ class FaultProxy:
         event = {"type": "ERROR", "object": _status(status, "injected")}
         return self._do(lambda: self._tell(json.dumps(event).encode() + b"\n", None))
 
+    def say_in_watches(self, line: bytes) -> int:
+        """Put a line of one's own into all running watches; return how many there were."""
+        return self._do(lambda: self._tell(line + b"\n"))
+
+    def change_authority(self, authority: Authority) -> int:
+        """Be certified by another authority from now on, and cut all connections; return how many there were."""
+
+        def change() -> int:
+            self._certify(authority)
+            return self._cut()
+
+        return self._do(change)
+
     def stall_watches(self) -> int:
         """Swallow all further events of the running watches, and keep them open: a half-dead connection."""
         return self._do(self._stall)
@@ -192,19 +206,21 @@ class FaultProxy:
         return len(self._watches)
 
     async def _start(self) -> None:
-        pair = self._authority.issue("fault-proxy", hosts=("127.0.0.1", "localhost"))
-        (self._folder / "faults.ca").write_bytes(self._authority.certificate)
-        both = self._folder / "faults.pem"
-        both.touch(mode=0o600)
-        both.write_bytes(pair.certificate + pair.key)
-        serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        serving.load_cert_chain(both)
+        self._certify(self._authority)
         self._sessions = {True: _session(self._plain), False: _session(self._verify)}
         self._server = web.Server(self._handle, handler_cancellation=True, keepalive_timeout=3600, access_log=None)
         self._runner = web.ServerRunner(self._server)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=serving).start()
+        await web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._serving).start()
         self.port = self._runner.addresses[0][1]
+
+    def _certify(self, authority: Authority) -> None:
+        pair = authority.issue("fault-proxy", hosts=("127.0.0.1", "localhost"))
+        (self._folder / "faults.ca").write_bytes(authority.certificate)
+        both = self._folder / "faults.pem"
+        both.touch(mode=0o600)
+        both.write_bytes(pair.certificate + pair.key)
+        self._serving.load_cert_chain(both)
 
     async def _stop(self) -> None:
         self._tell(None)

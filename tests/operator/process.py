@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import httpx
 
@@ -42,10 +43,14 @@ class Operator:
         *options: str,
         name: str = "operator",
         administrator: Path | None = None,
+        program: Sequence[str] = ("provisioning.operator",),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.log = folder / f"{name}.log"
         self._folder = folder
         self._name = name
+        self._program = program
+        self._environment = environment or {}
         self._options = ["--kubeconfig", str(kubeconfig), "--probe", probe, "--port", "0", "--diagnose-after", "1"]
         self._options += ["--identity", name, "--helper", str(_helper()), *options]
         self.process: subprocess.Popen[bytes] | None = None
@@ -69,12 +74,12 @@ class Operator:
 
     def start(self) -> None:
         """Start it; return at once."""
-        words = (sys.executable, "-m", "provisioning.operator", *self._options)
+        words = (sys.executable, "-m", *self._program, *self._options)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 spawn_argv(Command(self._name, words, ROOT, {})),
                 cwd=ROOT,
-                env={"HOME": str(self._folder), "PATH": os.defpath, "PYTHONPATH": str(ROOT)},
+                env={"HOME": str(self._folder), "PATH": os.defpath, "PYTHONPATH": str(ROOT), **self._environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -123,6 +128,14 @@ class Operator:
             time.sleep(0.05)
         return found
 
+    def wait_until(self, reached: Callable[[], Any], what: str, *, seconds: float = 30) -> Any:
+        """Return the first true value of `reached()`."""
+        end = time.monotonic() + seconds
+        while not (found := reached()):
+            assert time.monotonic() < end, f"still no {what}; its log:\n{self.text()}"
+            time.sleep(0.1)
+        return found
+
     def get(self, path: str) -> httpx.Response:
         """Ask its own web server."""
         return self._http.get(f"http://127.0.0.1:{self.port()}{path}")
@@ -131,3 +144,8 @@ class Operator:
         """Return its metrics."""
         lines = [line for line in self.get("/metrics").text.splitlines() if line and not line.startswith("#")]
         return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
+
+
+def relists(operator: Operator) -> dict[str, float]:
+    """Return how often everything of each kind was read."""
+    return {name: count for name, count in operator.numbers().items() if "relists_total" in name}

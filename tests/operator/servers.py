@@ -163,3 +163,13 @@ class Servers:
                     self.api.patch(found, {"metadata": {"finalizers": None}})
             self.api.delete("v1", "Namespace", name)
         self._made.clear()
+
+
+RECOVERY = 10.0  # seconds after the API answers again
+
+
+def carried_out(server: Server, users: int, *, seconds: float = RECOVERY) -> None:
+    """Change a server, and wait until a child has changed with it."""
+    before = server.need(STATEFUL, "synapse-main")["metadata"]["generation"]
+    server.change(limits={"maxUsers": users})
+    server.wait_child(STATEFUL, "synapse-main", lambda each: each["metadata"]["generation"] > before, seconds=seconds)

@@ -9,7 +9,7 @@ from tests.operator.homeservers import Homeservers
 from tests.operator.process import Operator
 from tests.operator.servers import DEPLOYMENT, STATEFUL, Server, Servers, large
 
-pytestmark = pytest.mark.xdist_group("cluster")
+pytestmark = pytest.mark.xdist_group("cluster-operator")
 
 CLUSTER = ("postgresql.cnpg.io/v1", "Cluster")
 CLAIM = ("v1", "PersistentVolumeClaim")

@@ -28,7 +28,7 @@ SERVICE, CLAIM = Place("Service", "a"), Place("PersistentVolumeClaim", "media")
 
 def child(digest: str = "d", **options: Any) -> Child:
     """Return a live child that is as applied."""
-    base = {"uid": "u", "version": 1, "fingerprint": 7, "deleting": False, "owner": "o", "accepted": 7}
+    base: dict[str, Any] = {"uid": "u", "version": 1, "fingerprint": 7, "deleting": False, "owner": "o", "accepted": 7}
     return Child(digest=stamp(digest), **base | options)
 
 
@@ -121,7 +121,7 @@ def test_the_same_child_of_two_servers_has_one_shape() -> None:
     shapes = Shapes()
 
     def of(uid: str) -> int:
-        fields = {"f:metadata": {"f:ownerReferences": {f'k:{{"uid":"{uid}"}}': {}}}}
+        fields: dict[str, Any] = {"f:metadata": {"f:ownerReferences": {f'k:{{"uid":"{uid}"}}': {}}}}
         entries = [entry("hearth-operator", fields, "Apply")]
         return shapes.of({"ownerReferences": [{"uid": uid}], "managedFields": entries})
 
@@ -129,7 +129,7 @@ def test_the_same_child_of_two_servers_has_one_shape() -> None:
     assert len(shapes) == 1
 
 
-trees = st.recursive(
+trees: st.SearchStrategy[dict[str, Any]] = st.recursive(
     st.just({}), lambda below: st.dictionaries(st.sampled_from("abc"), below, max_size=3), max_leaves=8
 )
 

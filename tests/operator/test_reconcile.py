@@ -11,7 +11,7 @@ from tests.cluster.api import Object
 from tests.operator.process import Operator
 from tests.operator.servers import STATEFUL, Server, Servers, large, small
 
-pytestmark = pytest.mark.xdist_group("cluster")
+pytestmark = pytest.mark.xdist_group("cluster-operator")
 
 CONFIGURATION = ("v1", "ConfigMap")
 SERVICE = ("v1", "Service")

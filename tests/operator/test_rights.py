@@ -19,7 +19,7 @@ from tests.operator.homeservers import Homeservers
 from tests.operator.process import Operator
 from tests.operator.servers import LABELS, SERVER, Servers, large, small
 
-pytestmark = pytest.mark.xdist_group("cluster")
+pytestmark = pytest.mark.xdist_group("cluster-rights")
 
 POLICY = ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicyBinding")
 DEPLOY = Path(__file__).resolve().parents[2] / "platform" / "deploy"
