@@ -202,7 +202,7 @@ class UnwrapGrant(models.Model):
 class Allowance(models.Model):
     """How much of something a caller may still ask for: a bucket that fills again with time."""
 
-    name = models.CharField(primary_key=True, max_length=80)
+    name = models.CharField(primary_key=True, max_length=160)
     left = models.FloatField()
     at = models.DateTimeField(help_text="When `left` was right.")
 

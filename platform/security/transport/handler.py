@@ -36,10 +36,18 @@ class InternalHandler(ASGIHandler):
 
         async def in_turn(request: HttpRequest) -> HttpResponse:
             # The call has been read to its end by now: a slow caller keeps nobody else waiting.
-            async with self._turns:
-                return await view(request)
+            await self._turns.acquire()
+            # A caller who hangs up ends this coroutine and not the thread, so the turn is the thread's.
+            work = asyncio.create_task(view(request))
+            work.add_done_callback(self._done)
+            return await asyncio.shield(work)
 
         self._middleware_chain = in_turn
+
+    def _done(self, work: asyncio.Task[HttpResponse]) -> None:
+        self._turns.release()
+        if not work.cancelled():
+            work.exception()  # looked at: nobody may be there any more who does
 
     def _bound(self, answer: Callable[[HttpRequest], Any]) -> Callable[[HttpRequest], HttpResponse]:
         """Bind request id and address, for logs and the trail. The address is the connection's: no header is asked."""

@@ -305,3 +305,24 @@ def test_callers_who_send_slowly_keep_nobody_waiting(client_of: ClientOf, hearth
     assert agent.get("/who").status_code == 200
     for each in slow:
         each.close()
+
+
+@pytest.mark.usefixtures("_servers")
+def test_whoever_has_the_longest_name_renews_too(client_of: ClientOf) -> None:
+    for kind in ("operator", "metrics"):
+        longest = Identity(kind, "a" * 63)
+        assert client_of(longest).renew().identity == longest
+
+
+@pytest.mark.usefixtures("_servers")
+def test_a_request_that_is_no_text_is_malformed_and_not_a_fault_of_ours(
+    client_of: ClientOf, hearth: Running, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    client_of(AGENT)
+    context = client_context(Files(*(tmp_path / "agent" / f"{n}.pem" for n in ("certificate", "key", "trust"))).read())
+    body = rb'{"csr": "\ud800"}'
+    said = hearth.ask(
+        context, b"POST /v1/certificate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    )
+    assert said.startswith(b"HTTP/1.1 400 ")
+    assert not [record for record in caplog.records if record.exc_info]
