@@ -17,7 +17,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import models, transaction
-from django.db.models import Count, Min
+from django.db.models import Count, Max, Min, Q
 from django.db.models.functions import Now
 
 from security.errors import BundleError, KeyGone, KeysChanged, NotPublished, SecurityError
@@ -149,7 +149,7 @@ def _write_down(
     Whoever retires a root key locks it and counts these rows; so it is either counted, or seen to be retired here.
     """
     for _ in range(TRIES):
-        created = database_time()
+        created = _begin()
         rows, part = read()
         root = roots.ensure_root()
         needed = bundle.needed_roots(rows, root)
@@ -195,6 +195,13 @@ def database_time() -> datetime:
         return found
 
 
+def _begin() -> datetime:
+    """Return when a bundle begins to be read: now, but never before one that was written earlier, whatever the clock
+    does. What goes and what stays is decided by this order."""
+    newest = BundleFile.objects.aggregate(newest=Max("created"))["newest"]
+    return max(filter(None, (newest, database_time())))
+
+
 def copies_until(owner: uuid.UUID) -> datetime | None:
     """Return until when a key bundle may still hold an owner's key; for the seam of that name."""
     kept, now = timedelta(days=settings.HEARTH["HEARTH_KEY_BUNDLE_DAYS"]), database_time()
@@ -205,8 +212,9 @@ def copies_until(owner: uuid.UUID) -> datetime | None:
         begin = max(now, erasure.destroy_after) if erasure else now
         return begin + kept if bundles.exists() else None
     # A bundle whose reading began just after it may have seen what was there just before.
-    last = bundles.filter(created__lte=erasure.destroyed + MARGIN).first()
-    return max(last.created + kept, now + timedelta(hours=1)) if last else None
+    # One of a time that has not come is of a clock that was ahead: it may have seen it too.
+    last = bundles.filter(Q(created__lte=erasure.destroyed + MARGIN) | Q(created__gt=now + MARGIN)).first()
+    return max(min(last.created, now) + kept, now + timedelta(hours=1)) if last else None
 
 
 def root_needed(root: RootKey) -> int:

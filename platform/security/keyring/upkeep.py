@@ -43,6 +43,7 @@ def keep(*, seconds: float) -> None:
     with _alone() as mine:
         if not mine:
             return
+        _set_right()
         for place in publish.places():
             with _said(place.name):
                 tidy(place, until=end)
@@ -62,8 +63,10 @@ def due(place: Place) -> bool:
     bundle was lost since."""
     newest = publish.newest_whole(place.name)
     found = BundleFile.objects.filter(place=place.name).aggregate(lost=Max("lost"))["lost"]
-    dates = [database_time() - EVERY, roots.ensure_root().created, found]
-    return newest is None or newest[1] < max(date for date in dates if date)
+    now = database_time()
+    # What has not come yet was dated by a clock that was ahead; believed, it would ask for a whole keyring each time.
+    dates = [date for date in (now - EVERY, roots.ensure_root().created, found) if date and date <= now + MARGIN]
+    return newest is None or newest[1] < max(dates)
 
 
 def write_whole(place: Place) -> int:
@@ -131,6 +134,13 @@ def late() -> list[str]:
                 "readable with the database. The log says why; when it is mended, run: manage.py keys publish"
             )
     return found
+
+
+def _set_right() -> None:
+    """Date what a clock that was ahead has dated as now: that is the latest it can be, and the order stays."""
+    now = database_time()
+    for name in ("created", "verified", "lost"):
+        BundleFile.objects.filter(**{f"{name}__gt": now + MARGIN}).update(**{name: now})
 
 
 def _mark(ids: list[uuid.UUID], lost: datetime | None) -> None:
