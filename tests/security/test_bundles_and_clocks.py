@@ -89,7 +89,7 @@ def test_what_is_published_while_the_clock_is_behind_stays(both: list[Faulty]) -
     assert opens(keys)
 
 
-def test_an_erasure_waits_for_a_bundle_of_a_clock_that_was_ahead(both: list[Faulty]) -> None:  # noqa: ARG001 (needs them)
+def test_an_erasure_waits_for_a_bundle_of_a_clock_that_was_ahead(both: list[Faulty]) -> None:
     make()
     with clock(YEAR):
         keep()
