@@ -198,8 +198,9 @@ def database_time() -> datetime:
 def _begin() -> datetime:
     """Return when a bundle begins to be read: now, but never before one that was written earlier, whatever the clock
     does. What goes and what stays is decided by this order."""
-    newest = BundleFile.objects.aggregate(newest=Max("created"))["newest"]
-    return max(filter(None, (newest, database_time())))
+    newest: datetime | None = BundleFile.objects.aggregate(newest=Max("created"))["newest"]
+    now = database_time()
+    return max(now, newest or now)
 
 
 def copies_until(owner: uuid.UUID) -> datetime | None:

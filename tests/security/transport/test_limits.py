@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ async def slowly(scope: Any, receive: Any, send: Any) -> None:
 def pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """The port of a server with the protocol that the pages' server is started with."""
     monkeypatch.setattr(LimitedProtocol, "arrives", 0.5)
-    words = children.web({"HEARTH_HOST": "127.0.0.1", "HEARTH_PORT": 1}, {}, children.ROOT).argv
+    words = children.web({"HEARTH_HOST": "127.0.0.1", "HEARTH_PORT": 1}, {}, Path()).argv
     protocol, port = words[words.index("--http") + 1], free_ports(1)[0]
     server = uvicorn.Server(uvicorn.Config(slowly, port=port, http=protocol, lifespan="off", log_config=None))
     thread = threading.Thread(target=server.run)
