@@ -100,3 +100,17 @@ def test_a_request_can_be_taken_back_until_the_keys_are_gone() -> None:
 def test_the_platform_is_never_erased() -> None:
     with pytest.raises(SecurityError, match="everything would be lost"):
         erasure.request(SYSTEM, PLATFORM)
+
+
+def test_a_workers_clock_that_is_ahead_destroys_nothing(
+    dates: dict[str, datetime | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What can't be taken back is decided by the database's clock, which all processes share."""
+    opened = deks.new_data_key(CONTEXT)
+    dates["final"] = timezone.now() + timedelta(days=30)
+    erasure.request(SYSTEM, OWNER)
+    real = timezone.now
+    with monkeypatch.context() as patch:
+        patch.setattr(timezone, "now", lambda: real() + timedelta(days=365))
+        erasure.advance()
+    assert bytes(deks.open_data_key(opened.id, CONTEXT).value) == bytes(opened.key.value)

@@ -1,4 +1,7 @@
-"""Crypto-erasure of an organisation: its keys go after its final backup, and it is complete after their last copy."""
+"""Crypto-erasure of an organisation: its keys go after its final backup, and it is complete after their last copy.
+
+What can't be taken back is decided by the database's clock: that of one worker alone may be wrong.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,11 @@ from typing import Any
 
 from django.db import transaction
 from django.db.models import F
-from django.utils import timezone
 
 from audit.services import SYSTEM, record
 from security.errors import SecurityError
 from security.keyring import deks, generation, keks
+from security.keyring.publish import database_time
 from security.keyring.seams import latest, seams
 from security.models import PLATFORM, DataKey, Erasure, KeyEncryptionKey, Rewrap
 
@@ -32,7 +35,7 @@ def request(actor: Any, owner: uuid.UUID) -> Erasure:
 
 def planned(owner: uuid.UUID) -> Erasure:
     """Return what a request made now would be, unsaved: for whoever must see the dates before they ask."""
-    return Erasure(owner=owner, destroy_after=_keep_until(owner) or timezone.now())
+    return Erasure(owner=owner, destroy_after=_keep_until(owner) or database_time())
 
 
 @transaction.atomic
@@ -63,7 +66,7 @@ def advance(actor: Any = SYSTEM) -> int:
 
 
 def _destroy(actor: Any, row: Erasure) -> bool:
-    now = timezone.now()
+    now = database_time()
     # Asked again: a backup made since the request may expire later.
     row.destroy_after = latest([row.destroy_after, _keep_until(row.owner)]) or row.destroy_after
     if row.destroy_after > now:
@@ -87,7 +90,7 @@ def _destroy(actor: Any, row: Erasure) -> bool:
 
 
 def _complete(actor: Any, row: Erasure) -> bool:
-    now = timezone.now()
+    now = database_time()
     row.complete_after = complete_on(row)
     row.completed = now if row.complete_after <= now else None
     row.save(update_fields=["complete_after", "completed"])
