@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import ssl
@@ -25,7 +26,7 @@ from security.transport.identities import Identity, of_certificate
 from security.transport.requests import private_pem
 from security.transport.tls import Material, client_context
 from tests.security.transport.pki import AGENT, LISTENER, Ca
-from tests.security.transport.running import LOOPS, Given, Running, read, running, until
+from tests.security.transport.running import LOOPS, Given, Running, read, running, says, until
 
 CA = Ca()
 ASK = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -219,3 +220,23 @@ def test_a_name_of_a_form_that_nobody_reads_names_nobody() -> None:
     )
     with pytest.raises(IdentityError):
         of_certificate(made)
+
+
+def test_what_waits_behind_another_request_is_not_answered_once_the_authority_went() -> None:
+    """Requests sent together are read together; the second has its turn after the trust has changed."""
+    go_on = threading.Event()
+    asked: list[str] = []
+
+    async def waits(scope: Any, receive: Any, send: Any) -> None:
+        asked.append(scope["path"])
+        await asyncio.to_thread(go_on.wait, 20)
+        await says(scope, receive, send)
+
+    with running(Given(CA.material(LISTENER)), waits) as hearth, hearth.connect(client_context(CA.material())) as made:
+        made.sendall(ASK + ASK)
+        until(lambda: asked)
+        hearth.source.material = Ca("the next one").material(LISTENER)
+        assert hearth.keeper.look()
+        go_on.set()
+        assert ended(made)
+    assert len(asked) == 1
