@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -46,7 +47,7 @@ class InternalHandler(ASGIHandler):
 
     def _done(self, work: asyncio.Task[HttpResponse]) -> None:
         self._turns.release()
-        if not work.cancelled():
+        with contextlib.suppress(asyncio.CancelledError):
             work.exception()  # looked at: nobody may be there any more who does
 
     def _bound(self, answer: Callable[[HttpRequest], Any]) -> Callable[[HttpRequest], HttpResponse]:
