@@ -11,6 +11,7 @@ from typing import Any
 from asgiref.sync import sync_to_async
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.exception import convert_exception_to_response
+from django.db import connections
 from django.http import HttpRequest, HttpResponse
 from django.urls import set_urlconf
 
@@ -62,6 +63,8 @@ class InternalHandler(ASGIHandler):
                 response: HttpResponse = answer(request)
             finally:
                 current.reset(token)
+                # This thread ends with its call. When Hearth stops in the middle of it, nobody else closes them.
+                connections.close_all()
             response["X-Request-ID"] = context.request_id
             return response
 

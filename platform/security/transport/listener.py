@@ -29,6 +29,9 @@ HANDSHAKE, FIRST_REQUEST, REQUEST = 10.0, 10.0, 30.0
 """Seconds for a handshake, then until something is asked, and until all of it has arrived."""
 CONNECTIONS = 64
 """Connections of one caller at a time: one that ran away takes no other's."""
+LAST = 6.0
+"""Seconds before a certificate's end from which on each answer is its connection's last, and says so: more than an idle
+connection is kept, so that none ends in a caller's hands."""
 GOODBYE, RESTART = 1.0, 1.0
 """Seconds for calls in progress when Hearth stops, for a connection's good end, and until a new try after a fault."""
 
@@ -76,7 +79,7 @@ class InternalProtocol(LimitedProtocol):
             return
         self.caller = caller
         self._callers[caller] += 1
-        self._end = self.loop.call_later(max(0.0, self.until - time.time()), transport.close)
+        self._end = self.loop.call_later(max(0.0, self.until - time.time()), self._end_it)
         self.timeout_keep_alive_task = self.loop.call_later(FIRST_REQUEST, self.timeout_keep_alive_handler)
 
     def data_received(self, data: bytes) -> None:
@@ -89,6 +92,11 @@ class InternalProtocol(LimitedProtocol):
         super().on_message_begin()
         scope: dict[str, Any] = self.scope  # type: ignore[assignment]  # ASGI lets servers add to it
         scope[CALLER] = self.caller
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        if time.time() >= self.until - LAST:
+            self.cycle.keep_alive = False
 
     def on_response_complete(self) -> None:
         if self._over():  # more may have been asked, and be waiting for its turn
@@ -103,6 +111,13 @@ class InternalProtocol(LimitedProtocol):
             if not self._callers[self.caller]:
                 del self._callers[self.caller]
         super().connection_lost(exc)
+
+    def _end_it(self) -> None:
+        """End the connection with its certificate. What arrived in time is answered; `data_received` takes no more."""
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+        else:
+            self.cycle.keep_alive = False
 
     def _over(self) -> bool:
         """Tell whether nothing more is done for this connection: nobody calls, the certificate has ended (besides the
