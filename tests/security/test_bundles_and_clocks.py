@@ -10,7 +10,7 @@ import pytest
 from django.utils import timezone
 
 from audit.services import SYSTEM
-from security.keyring import erasure, publish, recovery, roots, upkeep
+from security.keyring import copies, erasure, publish, recovery, roots, upkeep
 from security.keyring.seams import seams
 from security.models import BundleFile, RootKey
 from tests.security.places import OWNER, Faulty, Keys, lose, make, opens
@@ -96,6 +96,6 @@ def test_an_erasure_waits_for_a_bundle_of_a_clock_that_was_ahead(both: list[Faul
     erasure.request(SYSTEM, OWNER)
     erasure.advance()
     erasure.advance()
-    until = publish.copies_until(OWNER)
+    until = copies.in_bundles(OWNER)
     assert until is not None
     assert until > publish.database_time() + timedelta(days=1)

@@ -11,13 +11,13 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 from django.db import models, transaction
-from django.db.models import Count, Max, Min, Q
+from django.db.models import Count, Max, Min
 from django.db.models.functions import Now
 
 from security.errors import BundleError, KeyGone, KeysChanged, NotPublished, SecurityError
@@ -165,7 +165,7 @@ def _file(place: str, part: Part, needed: Sequence[str], created: datetime) -> B
     identity = uuid.uuid4()
     name = f"{created:%Y%m%dT%H%M%SZ}-{part.kind}-{identity}{SUFFIX}"
     named = {name: getattr(part, name) for name in ("kind", "run", "part", "last", "upto")}
-    return BundleFile(id=identity, place=place, name=name, roots=list(needed), created=created, **named)
+    return BundleFile(id=identity, place=place, name=name, roots=list(needed), created=created, known=created, **named)
 
 
 def _with_roots(part: Part, needed: tuple[str, ...]) -> Part:
@@ -201,21 +201,6 @@ def _begin() -> datetime:
     newest: datetime | None = BundleFile.objects.aggregate(newest=Max("created"))["newest"]
     now = database_time()
     return max(now, newest or now)
-
-
-def copies_until(owner: uuid.UUID) -> datetime | None:
-    """Return until when a key bundle may still hold an owner's key; for the seam of that name."""
-    kept, now = timedelta(days=settings.HEARTH["HEARTH_KEY_BUNDLE_DAYS"]), database_time()
-    erasure = Erasure.objects.filter(owner=owner).first()
-    bundles = BundleFile.objects.order_by("-created")
-    if erasure is None or erasure.destroyed is None:
-        # Each day's bundle will hold it until it is destroyed.
-        begin = max(now, erasure.destroy_after) if erasure else now
-        return begin + kept if bundles.exists() else None
-    # A bundle whose reading began just after it may have seen what was there just before.
-    # One of a time that has not come is of a clock that was ahead: it may have seen it too.
-    last = bundles.filter(Q(created__lte=erasure.destroyed + MARGIN) | Q(created__gt=now + MARGIN)).first()
-    return max(min(last.created, now) + kept, now + timedelta(hours=1)) if last else None
 
 
 def root_needed(root: RootKey) -> int:
