@@ -6,6 +6,7 @@ import uuid
 from datetime import datetime, timedelta
 
 import pytest
+from django.db.models import F
 from django.utils import timezone
 from pytest_django import Settings
 
@@ -140,7 +141,7 @@ def test_it_is_complete_only_when_no_copy_of_the_database_is_kept(
     assert (row.completed, row.complete_after) == (None, row.destroyed + days)
     assert erasure.advance() == 0
     # The days that were promised have passed.
-    Erasure.objects.update(destroyed=row.destroyed - days, complete_after=row.complete_after - days)
+    Erasure.objects.update(destroyed=F("destroyed") - days, complete_after=F("complete_after") - days)
     assert erasure.advance() == 1
     row.refresh_from_db()
     assert row.completed is not None
