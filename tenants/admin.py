@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.admin import EmptyFieldListFilter
 from django.db.models import Count, Q, QuerySet
@@ -101,7 +102,7 @@ class OrganisationAdmin(ReadOnlyAdmin):
         complete = "complete" if row.completed else "to be complete"
         return (
             f"Asked for {moment(row.requested)}; {destroyed} {moment(row.destroyed or row.destroy_after)}; "
-            f"{complete} {moment(row.completed or end.complete_on)}"
+            f"{complete} {moment(end.complete_on)}{_kept(end)}"
         )
 
     @admin.action(description="Rotate the keys", permissions=["act"])
@@ -132,6 +133,14 @@ class OrganisationAdmin(ReadOnlyAdmin):
                 self.message_user(request, str(refusal), messages.ERROR)
             else:
                 self.message_user(request, f"{organisation.name} keeps its keys.")
+
+
+def _kept(end: encryption.Ending) -> str:
+    """Say what the date counts on."""
+    if end.row.completed:
+        return ""
+    days = f"{end.copies_days} day{'' if end.copies_days == 1 else 's'}" if end.copies_days else "not at all"
+    return f" (copies of the database are kept {days}: HEARTH_DATABASE_COPIES_DAYS)"
 
 
 def _of(organisation: Organisation) -> encryption.Encryption:
@@ -165,6 +174,7 @@ def _erase(page: OrganisationAdmin, request: HttpRequest, organisation: Organisa
         "organisation": organisation,
         "destroy_after": row.destroy_after,
         "complete_on": keys.complete_on(row),
+        "copies_days": settings.HEARTH["HEARTH_DATABASE_COPIES_DAYS"],
         "refusal": refusal,
         "back": reverse("admin:tenants_organisation_changelist"),
     }

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from django.conf import settings
 from django.db.models import Count
 from django.utils import timezone
 
@@ -41,6 +42,8 @@ class Ending:
 
     row: Erasure
     complete_on: datetime
+    copies_days: int
+    """For how many days copies of Hearth's own database are kept: so long they may hold the destroyed keys."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ def of(organisation: Organisation) -> Encryption:
     versions = list(KeyEncryptionKey.objects.filter(owner=organisation.pk).defer("wrapped").order_by("version"))
     active = next((kek for kek in versions if kek.state == State.ACTIVE), None)
     end = Erasure.objects.filter(owner=organisation.pk).first()
+    days = int(settings.HEARTH["HEARTH_DATABASE_COPIES_DAYS"])
     return Encryption(
         active=active,
         since=versions[0].created if versions else None,
@@ -82,7 +86,7 @@ def of(organisation: Organisation) -> Encryption:
         older=sum(kek.state == State.DECRYPT_ONLY for kek in versions),
         moving=Rewrap.objects.filter(owner=organisation.pk, finished__isnull=True).first(),
         kinds=_kinds(organisation.pk),
-        ending=Ending(end, erasure.complete_on(end)) if end else None,
+        ending=Ending(end, erasure.complete_on(end), days) if end else None,
     )
 
 

@@ -50,15 +50,6 @@ def pytest_xdist_setupnodes() -> None:
     os.environ.pop("DJANGO_SETTINGS_MODULE", None)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let groups of tests (`xdist_group`) stay on one worker: pytest 9.2 reads a test's id from another attribute than
-    pytest-xdist 3.8 adds the group to, and so each worker would start a cluster and a homeserver of its own."""
-    for item in items:
-        if grouped := vars(item).get("_nodeid"):
-            item._id = type(item.id).parse(grouped)
-
-
 def pytest_unconfigure(config: pytest.Config) -> None:
     if started := config.stash.get(services, None):
         started.stop()

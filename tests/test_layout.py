@@ -148,3 +148,10 @@ def test_no_file_and_no_function_is_too_long() -> None:
                 if length > 48:
                     long.append(f"{path.relative_to(ROOT)}:{node.name}: {length} lines")
     assert long == []
+
+
+@pytest.mark.xdist_group("layout")
+def test_tests_of_one_group_run_in_one_process(request: pytest.FixtureRequest) -> None:
+    """They share folders and servers. pytest-xdist hands a group on in a test's name, and a newer pytest forgets it."""
+    spread = bool(request.config.getoption("loadgroup", default=False))
+    assert request.node.nodeid.endswith("@layout") == spread

@@ -181,6 +181,15 @@ SETTINGS: tuple[Setting, ...] = (
         check=_between(2, 365),
     ),
     Setting(
+        "HEARTH_DATABASE_COPIES_DAYS",
+        "int",
+        35,
+        "How long you keep copies of Hearth's own database: dumps, base backups, archived WAL, snapshots. Hearth can't "
+        "see them, and an erased organisation's wrapped key is in those from before: its erasure is called complete "
+        "this many days after its keys are destroyed. Set it to no less than your longest copy; 0 means you keep none.",
+        check=_between(0, 3650),
+    ),
+    Setting(
         "HEARTH_INTERNAL_HOST",
         "str",
         "127.0.0.1",

@@ -202,7 +202,7 @@ class UnwrapGrant(models.Model):
 class Allowance(models.Model):
     """How much of something a caller may still ask for: a bucket that fills again with time."""
 
-    name = models.CharField(primary_key=True, max_length=80)
+    name = models.CharField(primary_key=True, max_length=160)
     left = models.FloatField()
     at = models.DateTimeField(help_text="When `left` was right.")
 
@@ -227,6 +227,7 @@ class BundleFile(models.Model):
     created = models.DateTimeField(help_text="When the keyring began to be read for it, by the database's clock.")
     verified = models.DateTimeField(null=True, help_text="When it was read back and found right.")
     lost = models.DateTimeField(null=True, help_text="When it was found missing at its place.")
+    known = models.DateTimeField(null=True, help_text="Since when this database knows of every erasure that is in it.")
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["place", "name"], name="bundle_once_a_place")]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -67,8 +69,30 @@ def run(stack: Stack, **settings: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@contextlib.contextmanager
+def shells_limit() -> Iterator[int]:
+    """Start what is started inside with the soft limit of open files that most shells give; yield the hard one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, hard), hard))
+    try:
+        yield hard
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def open_files(process: psutil.Process) -> int:
+    """Return the soft limit that the kernel shows for a process."""
+    found = re.search(r"^Max open files\s+(\d+)", Path(f"/proc/{process.pid}/limits").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1])
+
+
 def test_one_command_up_and_ctrl_c_down(stack: Stack) -> None:
-    stack.start()
+    with shells_limit() as hard:
+        stack.start()
+    assert open_files(stack.part("config.beat")) == min(1024, hard)
+    for words in ("uvicorn", "providers.local.agent"):
+        assert open_files(stack.part(words)) == min(65_536, hard), words
     assert httpx.get(f"{stack.url}/readyz").json()["status"] == "ready"
     runtime = Path(f"/tmp/hearth-{hashlib.sha256(bytes(stack.state)).hexdigest()[:8]}")
     assert agent_socket(stack.state) == runtime / "agent.sock"

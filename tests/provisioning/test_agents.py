@@ -14,6 +14,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from audit.models import AuditEvent
+from config.internal import source
 from provisioning import identities, observer
 from provisioning.fleet import provider_for
 from provisioning.models import Region, ServerStatus
@@ -25,7 +26,6 @@ from security.datakeys import grants
 from security.datakeys.client import DataKeys
 from security.models import UnwrapGrant
 from security.transport import authority
-from security.transport.certificates import Own
 from security.transport.client import InternalClient
 from security.transport.errors import CallRefused, Unreachable
 from security.transport.handler import InternalHandler
@@ -90,7 +90,7 @@ def hearth(
 @contextmanager
 def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
     """Run the internal listener as the web process does, where the settings say that it is."""
-    with running(Own(["127.0.0.1"]), InternalHandler("config.internal_urls")) as listener:
+    with running(source(settings.HEARTH), InternalHandler("config.internal_urls")) as listener:
         monkeypatch.setitem(settings.HEARTH, "HEARTH_INTERNAL_PORT", listener.port)
         yield listener
 

@@ -19,7 +19,7 @@ from pytest_django import Settings
 from audit.services import SYSTEM
 from config.env import read
 from security.errors import BundleError, KeyGone, KeysChanged, NotPublished
-from security.keyring import bundle, deks, places, publish, recovery
+from security.keyring import bundle, copies, deks, places, publish, recovery
 from security.keyring.places import Errand, FolderPlace, PlaceError
 from security.keyring.seams import seams
 from security.models import BundleFile
@@ -198,7 +198,7 @@ def test_what_the_keyring_asks_is_registered_once(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(seams, "places", [])
     before = (list(seams.root_needed), list(seams.copies_until))
     assert publish.root_needed in before[0]
-    assert publish.copies_until in before[1]
+    assert copies.in_bundles in before[1]
     apps.get_app_config("security").ready()
     assert (seams.root_needed, seams.copies_until) == before
 

@@ -16,7 +16,7 @@ from config.schedule import EVERY
 from notifications.models import Mail
 from security import tasks
 from security.errors import KeyInUse
-from security.keyring import bundle, deks, erasure, keks, publish, recovery, rewrap, roots, upkeep
+from security.keyring import bundle, copies, deks, erasure, keks, publish, recovery, rewrap, roots, upkeep
 from security.keyring.bundle import Bundle
 from security.keyring.deks import Context
 from security.keyring.seams import seams
@@ -29,8 +29,10 @@ pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture(autouse=True)
-def _two_places(both: list[Faulty], monkeypatch: pytest.MonkeyPatch) -> None:
+def _two_places(both: list[Faulty], monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
     monkeypatch.setattr(seams, "keep_keys_until", [])
+    # Bundles alone hold copies here.
+    settings.HEARTH = {**settings.HEARTH, "HEARTH_DATABASE_COPIES_DAYS": 0}
 
 
 def keep() -> None:
@@ -325,9 +327,9 @@ def erase(owner: uuid.UUID = OWNER) -> Erasure:
 def test_an_erasure_is_complete_when_no_bundle_holds_the_key(both: list[Faulty], settings: Settings) -> None:
     days = timedelta(days=settings.HEARTH["HEARTH_KEY_BUNDLE_DAYS"])
     make()
-    assert publish.copies_until(OWNER) is None
+    assert copies.in_bundles(OWNER) is None
     publish.publish(make())
-    promised = publish.copies_until(OWNER)
+    promised = copies.in_bundles(OWNER)
     assert promised is not None
     assert promised >= timezone.now() + days - timedelta(minutes=1)
     row = erase()

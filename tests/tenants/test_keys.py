@@ -224,12 +224,14 @@ def test_the_page_tells_an_erasure_from_its_request_to_its_end(
     seen = page(hers, acme)
     assert f"They are destroyed on {words(dates['final'])}" in seen
     assert f"complete on <strong>{words(dates['copies'])}</strong>" in seen
+    assert "copies of its database are kept for 35 days after that" in seen
     dates["final"] = timezone.now()
     Erasure.objects.update(destroy_after=timezone.now())
     erasure.advance()
     seen = page(hers, acme)
     assert "Your keys were destroyed on" in seen
     assert f"expires on <strong>{words(dates['copies'])}</strong>" in seen
+    assert "Copies of Hearth's own database are kept for 35 days" in seen
     assert "Rotate now" not in seen
     assert "were erased" in text_of(hers.post(url("keys_rotate", acme), follow=True))
     dates["copies"] = timezone.now()
@@ -247,6 +249,7 @@ def test_staff_ask_for_an_erasure_and_take_it_back(
     question = text_of(staff.post(target, chosen))
     assert words(dates["final"]) in question
     assert words(dates["copies"]) in question
+    assert "kept for 35 days" in question
     assert not Erasure.objects.exists()
     wrong = staff.post(target, chosen | {"confirm": "acne"})
     assert "not the address of this organisation" in text_of(wrong)
@@ -255,6 +258,7 @@ def test_staff_ask_for_an_erasure_and_take_it_back(
     assert AuditEvent.objects.get(verb="keys.erase").actor_label == "sally@example.org"
     one = text_of(staff.get(reverse("admin:tenants_organisation_change", args=[acme.pk])))
     assert "Asked for" in one
+    assert "copies of the database are kept 35 days" in one
     assert "2 data keys" not in one
     assert "version 1, 0 days old" in one
     with pytest.raises(Refused, match="erasure of this organisation's keys"):

@@ -80,6 +80,7 @@ def web(settings: Mapping[str, Any], env: dict[str, str], state: Path) -> Comman
     words: tuple[str, ...] = ("-m", "uvicorn", "config.asgi:application", "--host", settings["HEARTH_HOST"])
     words += ("--port", str(settings["HEARTH_PORT"]), "--lifespan", "on", "--no-access-log", "--log-level", "warning")
     words += ("--no-server-header", "--no-proxy-headers", "--timeout-graceful-shutdown", "3")
+    words += ("--http", "security.transport.limits:LimitedProtocol")
     return _python("web", words, env | _counting("web", state), state, stop_timeout=5)
 
 

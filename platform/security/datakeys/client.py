@@ -31,12 +31,14 @@ class DataKeys:
 
     def fresh(self, purpose: str, name: str) -> tuple[uuid.UUID, DataKey]:
         """Return a new data key for the object `name` of this agent's server. `purpose` begins with `backup.`."""
-        key = _read(self._hearth.post("/v1/data-keys", {"purpose": purpose, "object": name}))
+        # A key whose answer was lost encrypts nothing: asking again costs a row.
+        key = _read(self._hearth.post("/v1/data-keys", {"purpose": purpose, "object": name}, repeatable=True))
         return key.id, key
 
     def unwrap(self, grant: uuid.UUID, identity: uuid.UUID) -> DataKey:
         """Return the data key `identity` of the backups that this agent restores under `grant`."""
-        key = _read(self._hearth.post("/v1/data-keys/unwrap", {"grant": str(grant), "id": str(identity)}))
+        wanted = {"grant": str(grant), "id": str(identity)}
+        key = _read(self._hearth.post("/v1/data-keys/unwrap", wanted, repeatable=True))
         if key.id != identity:
             raise _unreadable()
         return key
@@ -45,7 +47,7 @@ class DataKeys:
         """Return when these keys of this agent's server lie in the key bundles of all places. Again is always right."""
         ids = [str(identity) for identity in identities]
         for begin in range(0, len(ids), MOST):
-            self._hearth.post("/v1/data-keys/publish", {"ids": ids[begin : begin + MOST]})
+            self._hearth.post("/v1/data-keys/publish", {"ids": ids[begin : begin + MOST]}, repeatable=True)
 
 
 def _read(answer: Mapping[str, Any]) -> DataKey:

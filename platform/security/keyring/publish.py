@@ -11,13 +11,13 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 from django.db import models, transaction
-from django.db.models import Count, Min
+from django.db.models import Count, Max, Min
 from django.db.models.functions import Now
 
 from security.errors import BundleError, KeyGone, KeysChanged, NotPublished, SecurityError
@@ -149,7 +149,7 @@ def _write_down(
     Whoever retires a root key locks it and counts these rows; so it is either counted, or seen to be retired here.
     """
     for _ in range(TRIES):
-        created = database_time()
+        created = _begin()
         rows, part = read()
         root = roots.ensure_root()
         needed = bundle.needed_roots(rows, root)
@@ -165,7 +165,7 @@ def _file(place: str, part: Part, needed: Sequence[str], created: datetime) -> B
     identity = uuid.uuid4()
     name = f"{created:%Y%m%dT%H%M%SZ}-{part.kind}-{identity}{SUFFIX}"
     named = {name: getattr(part, name) for name in ("kind", "run", "part", "last", "upto")}
-    return BundleFile(id=identity, place=place, name=name, roots=list(needed), created=created, **named)
+    return BundleFile(id=identity, place=place, name=name, roots=list(needed), created=created, known=created, **named)
 
 
 def _with_roots(part: Part, needed: tuple[str, ...]) -> Part:
@@ -195,18 +195,12 @@ def database_time() -> datetime:
         return found
 
 
-def copies_until(owner: uuid.UUID) -> datetime | None:
-    """Return until when a key bundle may still hold an owner's key; for the seam of that name."""
-    kept, now = timedelta(days=settings.HEARTH["HEARTH_KEY_BUNDLE_DAYS"]), database_time()
-    erasure = Erasure.objects.filter(owner=owner).first()
-    bundles = BundleFile.objects.order_by("-created")
-    if erasure is None or erasure.destroyed is None:
-        # Each day's bundle will hold it until it is destroyed.
-        begin = max(now, erasure.destroy_after) if erasure else now
-        return begin + kept if bundles.exists() else None
-    # A bundle whose reading began just after it may have seen what was there just before.
-    last = bundles.filter(created__lte=erasure.destroyed + MARGIN).first()
-    return max(last.created + kept, now + timedelta(hours=1)) if last else None
+def _begin() -> datetime:
+    """Return when a bundle begins to be read: now, but never before one that was written earlier, whatever the clock
+    does. What goes and what stays is decided by this order."""
+    newest: datetime | None = BundleFile.objects.aggregate(newest=Max("created"))["newest"]
+    now = database_time()
+    return max(now, newest or now)
 
 
 def root_needed(root: RootKey) -> int:

@@ -171,8 +171,9 @@ _Found = list[tuple[Label, Place, str]]
 
 
 def _labels(places: Sequence[Place], faults: list[str]) -> _Found:
-    """Return what lies at the places, newest first."""
+    """Return what lies at the places, newest first; last what has not come yet, which a clock that was ahead dated."""
     found: _Found = []
+    now = timezone.now()
     for place in places:
         try:
             names = Errand(place, place.list).result(SECONDS)
@@ -186,16 +187,20 @@ def _labels(places: Sequence[Place], faults: list[str]) -> _Found:
                 faults.append(f"{name} at {place.name}: {error}")
             else:
                 found.append((label, place, name))
-    return sorted(found, key=lambda each: each[0].created, reverse=True)
+    return sorted(found, key=lambda each: (_has_come(each[0], now), each[0].created), reverse=True)
+
+
+def _has_come(label: Label, now: datetime) -> bool:
+    return label.created <= now + MARGIN
 
 
 def _cutoff(found: _Found) -> datetime | None:
     """Return since when bundles are needed: the oldest of the places' newest whole keyrings. None: all of them."""
-    starts = []
+    starts, now = [], timezone.now()
     for name in {place.name for _, place, _ in found}:
         parts: defaultdict[uuid.UUID | None, list[Label]] = defaultdict(list)
         for label, place, _ in found:
-            if place.name == name and label.part.kind == "full":
+            if place.name == name and label.part.kind == "full" and _has_come(label, now):
                 parts[label.part.run].append(label)
         whole = [min(each.created for each in run) for run in parts.values() if _whole(run)]
         if not whole:
@@ -212,7 +217,7 @@ def _whole(run: list[Label]) -> bool:
 def _opened(found: _Found, cutoff: datetime | None, outcome: Recovered) -> Iterator[Bundle]:
     for label, place, name in found:
         if cutoff is not None and label.created < cutoff and not outcome.faults:
-            return
+            continue
         try:
             opened = bundle.parse(_get(place, name), place.name)
         except (SecurityError, OSError) as error:

@@ -16,7 +16,7 @@ from django.db.models import Exists, Max, Min, OuterRef, Q
 
 from audit.services import SYSTEM
 from security.errors import BundleError, SecurityError
-from security.keyring import bundle, publish, roots
+from security.keyring import bundle, erasure, publish, roots
 from security.keyring.bundle import Part, Rows
 from security.keyring.places import Errand, Place
 from security.keyring.publish import Kind, database_time
@@ -43,6 +43,7 @@ def keep(*, seconds: float) -> None:
     with _alone() as mine:
         if not mine:
             return
+        _set_right()
         for place in publish.places():
             with _said(place.name):
                 tidy(place, until=end)
@@ -62,8 +63,10 @@ def due(place: Place) -> bool:
     bundle was lost since."""
     newest = publish.newest_whole(place.name)
     found = BundleFile.objects.filter(place=place.name).aggregate(lost=Max("lost"))["lost"]
-    dates = [database_time() - EVERY, roots.ensure_root().created, found]
-    return newest is None or newest[1] < max(date for date in dates if date)
+    now = database_time()
+    # What has not come yet was dated by a clock that was ahead; believed, it would ask for a whole keyring each time.
+    dates = [date for date in (now - EVERY, roots.ensure_root().created, found) if date and date <= now + MARGIN]
+    return newest is None or newest[1] < max(dates)
 
 
 def write_whole(place: Place) -> int:
@@ -107,6 +110,7 @@ def tidy(place: Place, *, until: float) -> None:
         logger.warning("%d key bundles of the place %s are gone. A whole one is written anew.", len(gone), place.name)
     for name in sorted(names - set(known), reverse=True)[:AT_ONCE]:
         _adopt(place, name)
+    _learn(place, until)
     for row in rows.filter(_needless(place.name, began)).iterator():
         Errand(place, functools.partial(place.remove, row.name)).result(SECONDS)
         row.delete()
@@ -133,6 +137,13 @@ def late() -> list[str]:
     return found
 
 
+def _set_right() -> None:
+    """Date what a clock that was ahead has dated as now: that is the latest it can be, and the order stays."""
+    now = database_time()
+    for name in ("created", "verified", "lost"):
+        BundleFile.objects.filter(**{f"{name}__gt": now + MARGIN}).update(**{name: now})
+
+
 def _mark(ids: list[uuid.UUID], lost: datetime | None) -> None:
     for begin in range(0, len(ids), 5000):
         BundleFile.objects.filter(pk__in=ids[begin : begin + 5000]).update(lost=lost)
@@ -155,11 +166,12 @@ def _needless(place: str, now: datetime) -> Q:
         return spoiled
     newest, before = runs[0][1], runs[1][1]
     expired = now - timedelta(days=settings.HEARTH["HEARTH_KEY_BUNDLE_DAYS"])
+    # One that nobody could open yet may tell of an erasure.
+    settled = Q(known__isnull=False) | Q(created__lt=expired) | Q(lost__isnull=False)
     old = [run for run, began in runs[2:] if began < expired]
     whole = Q(kind=Kind.FULL, run__in=[run for run, _ in runs])
-    return (
-        spoiled
-        | Q(lost__lt=newest - MARGIN)
+    return spoiled | settled & (
+        Q(lost__lt=newest - MARGIN)
         | Q(kind=Kind.DELTA, created__lt=before - MARGIN)
         | Q(kind=Kind.FULL, run__in=old)
         | (Q(kind=Kind.FULL, created__lt=before - MARGIN) & ~whole)
@@ -179,6 +191,31 @@ def _adopt(place: Place, name: str) -> None:
     values |= {"place": place.name, "name": name, "roots": list(found.part.roots)}
     values |= {"created": created, "verified": database_time()}
     BundleFile.objects.get_or_create(id=found.id, defaults=values)
+
+
+def _learn(place: Place, until: float) -> None:
+    """Carry out erasures that bundles tell of which this database did not write, newest first.
+
+    One that can't be opened now, because its root key is away, is tried again by each turn.
+    """
+    unread, faults = BundleFile.objects.filter(place=place.name, known=None, verified__isnull=False, lost=None), []
+    for row in unread.order_by("-created"):
+        try:
+            found = bundle.parse(Errand(place, functools.partial(place.get, row.name)).result(SECONDS), place.name)
+        except SecurityError as error:
+            faults.append(str(error))
+        else:
+            if count := erasure.learn([Erasure(**each) for each in found.erasures], found.id):
+                logger.warning("%d erasures that this database did not know of were carried out again.", count)
+            BundleFile.objects.filter(pk=row.pk).update(known=database_time())
+        if time.monotonic() > until:
+            break
+    if faults:
+        logger.warning(
+            "%d key bundles of the place %s can't be opened, so an erasure that only they tell of is not carried out. "
+            "It is tried again. The newest: %s",
+            *(len(faults), place.name, faults[0]),
+        )
 
 
 def _untold_erasures() -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -20,6 +21,8 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from security.transport.identities import CALLER, KINDS, Identity
 
 logger = logging.getLogger(__name__)
+NO_TEXT = re.compile("[\x00\ud800-\udfff]")
+"""What JSON can say and neither UTF-8 nor PostgreSQL can hold."""
 TITLES = {
     400: "The request can't be read.",
     403: "This identity may not do that.",
@@ -98,7 +101,7 @@ def payload(request: HttpRequest) -> Mapping[str, Any]:
 def text(sent: Mapping[str, Any], name: str, *, longest: int = 255) -> str:
     """Return a text field of `payload`, or raise `Problem`."""
     value = sent.get(name)
-    if not isinstance(value, str) or not value or len(value) > longest or "\x00" in value:
+    if not isinstance(value, str) or not value or len(value) > longest or NO_TEXT.search(value):
         raise Problem(400, "malformed", f"{name!r} must be a text of 1 to {longest} characters. Nothing was done.")
     return value
 

@@ -26,8 +26,10 @@ from security.transport.tls import LiveContext, Material, client_context
 
 TIMEOUT = 30.0
 """Seconds for an answer; 5 for a connection."""
-KEEP = 4.0
-"""Seconds that an idle connection is kept: less than the listener keeps it, so that none is used that it just ended."""
+KEPT, KEEP = 4, 4.0
+"""Idle connections that are kept, and for how many seconds: fewer than the listener keeps them."""
+MADE = "connection.connect_tcp.complete"
+"""What httpcore says when a request got a connection of its own."""
 
 
 class InternalClient:
@@ -44,14 +46,17 @@ class InternalClient:
 
     def get(self, path: str) -> httpx.Response:
         """Return the answer to a GET. Raises like `post`."""
-        return self._send("GET", path, None)
+        return self._send("GET", path, None, repeatable=True)
 
-    def post(self, path: str, payload: Mapping[str, Any]) -> dict[str, Any]:
+    def post(self, path: str, payload: Mapping[str, Any], *, repeatable: bool = False) -> dict[str, Any]:
         """Send a JSON object and return the one that is answered.
+
+        A kept connection may end at the moment in which it is used, and nobody can tell whether Hearth did what was
+        asked. A call that does no harm when it is made twice is `repeatable`: it is then sent again over another one.
 
         Raises `CertificateError` (our files), `NotTrusted` and `Unreachable` (no answer), `CallRefused` (an answer).
         """
-        answer = self._send("POST", path, payload)
+        answer = self._send("POST", path, payload, repeatable=repeatable)
         try:
             found = answer.json()
         except ValueError:
@@ -85,7 +90,8 @@ class InternalClient:
 
     def sign(self, csr: bytes) -> dict[str, str]:
         """Return {chain, trust, not_after} for a request (PEM) of our own, for who keeps files in another way."""
-        answer = self.post("/v1/certificate", {"csr": csr.decode()})
+        # Signed twice, there is one more certificate, whose key is the same.
+        answer = self.post("/v1/certificate", {"csr": csr.decode()}, repeatable=True)
         if not all(isinstance(answer.get(name), str) for name in ("chain", "trust", "not_after")):
             raise CallRefused(502, "malformed", "Hearth's answer can't be read.", "Is this the internal listener?")
         return answer
@@ -105,10 +111,10 @@ class InternalClient:
     ) -> None:
         self.close()
 
-    def _send(self, method: str, path: str, payload: Mapping[str, Any] | None) -> httpx.Response:
+    def _send(self, method: str, path: str, payload: Mapping[str, Any] | None, *, repeatable: bool) -> httpx.Response:
         _, http = self._ready()
         with _typed(self._address):
-            answer = http.request(method, path, json=payload)
+            answer = _asked(http, http.build_request(method, path, json=payload), tries=KEPT + 1 if repeatable else 1)
         if answer.is_success:
             return answer
         raise _refusal(answer)
@@ -128,7 +134,7 @@ class InternalClient:
         material = self._files.read()
         if self._now is None:
             self._context = client_context(material)
-            limits = httpx.Limits(max_keepalive_connections=4, keepalive_expiry=KEEP)
+            limits = httpx.Limits(max_keepalive_connections=KEPT, keepalive_expiry=KEEP)
             http = httpx.Client(
                 base_url=self._address, verify=self._context, timeout=self._timeout, limits=limits, trust_env=False
             )
@@ -137,6 +143,19 @@ class InternalClient:
             http = self._now[1]
         self._signature = signature
         return material, http
+
+
+def _asked(http: httpx.Client, request: httpx.Request, tries: int) -> httpx.Response:
+    """Send the request, again where the connection was a kept one and ended instead of an answer (RFC 9112, 9.3.1)."""
+    fresh: list[str] = []
+    request.extensions["trace"] = lambda event, _: fresh.append(event) if event == MADE else None
+    while True:
+        tries -= 1
+        try:
+            return http.send(request)
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+            if fresh or not tries:  # a new connection that ends is Hearth's last word
+                raise
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from asgiref.sync import sync_to_async
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.exception import convert_exception_to_response
+from django.db import connections
 from django.http import HttpRequest, HttpResponse
 from django.urls import set_urlconf
 
@@ -36,10 +38,18 @@ class InternalHandler(ASGIHandler):
 
         async def in_turn(request: HttpRequest) -> HttpResponse:
             # The call has been read to its end by now: a slow caller keeps nobody else waiting.
-            async with self._turns:
-                return await view(request)
+            await self._turns.acquire()
+            # A caller who hangs up ends this coroutine and not the thread, so the turn is the thread's.
+            work = asyncio.create_task(view(request))
+            work.add_done_callback(self._done)
+            return await asyncio.shield(work)
 
         self._middleware_chain = in_turn
+
+    def _done(self, work: asyncio.Task[HttpResponse]) -> None:
+        self._turns.release()
+        with contextlib.suppress(asyncio.CancelledError):
+            work.exception()  # looked at: nobody may be there any more who does
 
     def _bound(self, answer: Callable[[HttpRequest], Any]) -> Callable[[HttpRequest], HttpResponse]:
         """Bind request id and address, for logs and the trail. The address is the connection's: no header is asked."""
@@ -53,6 +63,8 @@ class InternalHandler(ASGIHandler):
                 response: HttpResponse = answer(request)
             finally:
                 current.reset(token)
+                # This thread ends with its call. When Hearth stops in the middle of it, nobody else closes them.
+                connections.close_all()
             response["X-Request-ID"] = context.request_id
             return response
 

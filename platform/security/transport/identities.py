@@ -64,7 +64,7 @@ def of_certificate(certificate: x509.Certificate) -> Identity:
     """Return the identity of a certificate, or raise `IdentityError`."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
         raise IdentityError("A certificate names nobody: it has no URI.") from None
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     if len(uris) != 1:

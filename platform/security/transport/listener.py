@@ -12,20 +12,26 @@ import logging
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import uvicorn
 from cryptography import x509
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from security.transport.identities import CALLER, Identity, of_certificate
+from security.transport.limits import LimitedProtocol
 from security.transport.tls import LiveContext, refusals
 
 logger = logging.getLogger(__name__)
 App = Callable[[Any, Any, Any], Awaitable[None]]
-HANDSHAKE, FIRST_REQUEST = 10.0, 10.0
-"""Seconds for a handshake, and then until something is asked."""
+HANDSHAKE, FIRST_REQUEST, REQUEST = 10.0, 10.0, 30.0
+"""Seconds for a handshake, then until something is asked, and until all of it has arrived."""
+CONNECTIONS = 64
+"""Connections of one caller at a time: one that ran away takes no other's."""
+LAST = 6.0
+"""Seconds before a certificate's end from which on each answer is its connection's last, and says so: more than an idle
+connection is kept, so that none ends in a caller's hands."""
 GOODBYE, RESTART = 1.0, 1.0
 """Seconds for calls in progress when Hearth stops, for a connection's good end, and until a new try after a fault."""
 
@@ -41,29 +47,43 @@ class Certificates(Protocol):
     def wait(self) -> float: ...
 
 
-class InternalProtocol(HttpToolsProtocol):
+class InternalProtocol(LimitedProtocol):
     """uvicorn's HTTP/1.1, with the caller in each request's scope. ASGI servers don't tell whom TLS has verified."""
 
     caller: Identity | None = None
     until: float = 0.0
+    context: LiveContext
     _end: asyncio.TimerHandle | None = None
+    _callers: Counter[Identity]
+    _anchors: frozenset[bytes] = frozenset()
+
+    def meet(self, context: LiveContext, callers: Counter[Identity]) -> Self:
+        """Say by which context the handshake that now begins is made, and how many connections each caller has."""
+        self.context, self._anchors, self._callers = context, context.anchors, callers
+        return self
 
     def connection_made(self, transport: Any) -> None:
+        self.arrives = REQUEST
         super().connection_made(transport)
         self.access_log = False
         try:
             certificate = x509.load_der_x509_certificate(transport.get_extra_info("ssl_object").getpeercert(True))
-            self.caller, self.until = of_certificate(certificate), certificate.not_valid_after_utc.timestamp()
+            caller, self.until = of_certificate(certificate), certificate.not_valid_after_utc.timestamp()
         except ValueError:  # an `IdentityError`, or a certificate that one library reads and another doesn't
             refusals.note("the certificate names nobody that Hearth knows")
             transport.close()
             return
-        self._end = self.loop.call_later(max(0.0, self.until - time.time()), transport.close)
+        if self._callers[caller] >= CONNECTIONS:
+            refusals.note("one caller has too many connections")
+            transport.close()
+            return
+        self.caller = caller
+        self._callers[caller] += 1
+        self._end = self.loop.call_later(max(0.0, self.until - time.time()), self._end_it)
         self.timeout_keep_alive_task = self.loop.call_later(FIRST_REQUEST, self.timeout_keep_alive_handler)
 
     def data_received(self, data: bytes) -> None:
-        # Besides the timer: the clock may have been set since.
-        if self.caller is None or time.time() >= self.until:
+        if self._over():
             self.transport.close()
             return
         super().data_received(data)
@@ -73,10 +93,36 @@ class InternalProtocol(HttpToolsProtocol):
         scope: dict[str, Any] = self.scope  # type: ignore[assignment]  # ASGI lets servers add to it
         scope[CALLER] = self.caller
 
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        if time.time() >= self.until - LAST:
+            self.cycle.keep_alive = False
+
+    def on_response_complete(self) -> None:
+        if self._over():  # more may have been asked, and be waiting for its turn
+            self.transport.close()
+        super().on_response_complete()
+
     def connection_lost(self, exc: Exception | None) -> None:
         if self._end is not None:
             self._end.cancel()
+        if self.caller is not None:
+            self._callers[self.caller] -= 1
+            if not self._callers[self.caller]:
+                del self._callers[self.caller]
         super().connection_lost(exc)
+
+    def _end_it(self) -> None:
+        """End the connection with its certificate. What arrived in time is answered; `data_received` takes no more."""
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+        else:
+            self.cycle.keep_alive = False
+
+    def _over(self) -> bool:
+        """Tell whether nothing more is done for this connection: nobody calls, the certificate has ended (besides the
+        timer: the clock may have been set), or an authority is trusted no more, which may be the one that signed."""
+        return self.caller is None or time.time() >= self.until or not self._anchors <= self.context.anchors
 
 
 class _Server(uvicorn.Server):
@@ -89,10 +135,11 @@ class _Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        loop = asyncio.get_running_loop()
+        loop, callers = asyncio.get_running_loop(), Counter[Identity]()
 
         def protocol() -> InternalProtocol:
-            return InternalProtocol(config=self.config, server_state=self.server_state, app_state={}, _loop=loop)
+            made = InternalProtocol(config=self.config, server_state=self.server_state, app_state={}, _loop=loop)
+            return made.meet(self.context, callers)
 
         self.servers = [
             await loop.create_server(

@@ -77,14 +77,20 @@ class LiveContext(ssl.SSLContext):
     """
 
     current: ssl.SSLContext
+    anchors: frozenset[bytes]
+    """Whom it trusts (DER). Never more than `current` does while one is exchanged for the other."""
     build: Callable[[Material], ssl.SSLContext]
 
     def use(self, material: Material) -> None:
         """Let new handshakes use `material`; raises `CertificateError` when OpenSSL does not take it."""
         try:
-            self.current = self.build(material)
+            made = self.build(material)
         except ssl.SSLError as error:
             raise CertificateError(f"A certificate can't be used: {error.reason}.") from None
+        anchors = frozenset(made.get_ca_certs(binary_form=True))
+        self.anchors = anchors & getattr(self, "anchors", anchors)
+        self.current = made
+        self.anchors = anchors
 
     def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *args: Any, **kwargs: Any) -> ssl.SSLObject:
         made = self.current.wrap_bio(incoming, outgoing, *args, **kwargs)

@@ -209,7 +209,7 @@ class Answers:
     def __init__(self, answer: dict[str, Any]) -> None:
         self.answer = answer
 
-    def post(self, _path: str, _payload: dict[str, Any]) -> dict[str, Any]:
+    def post(self, _path: str, _payload: dict[str, Any], **_options: bool) -> dict[str, Any]:
         return self.answer
 
 

@@ -105,10 +105,19 @@ def running(source: Any, app: App = says, *, loop: str = "asyncio", wait: bool =
         yield made
     finally:
         asyncio.run_coroutine_threadsafe(made.listener.stop(), event_loop).result(20)
+        asyncio.run_coroutine_threadsafe(_end_all(), event_loop).result(20)
         event_loop.call_soon_threadsafe(event_loop.stop)
         thread.join(20)
         event_loop.run_until_complete(event_loop.shutdown_default_executor())
         event_loop.close()
+
+
+async def _end_all() -> None:
+    """End what is still under way, as `asyncio.run` does for the web process."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
 
 
 def until(condition: Callable[[], object], seconds: float = 20) -> None:

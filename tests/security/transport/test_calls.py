@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from django.conf import settings
 from django.core.exceptions import RequestDataTooBig
-from django.db import connections
+from django.db import connection, connections
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.test import Client, RequestFactory
 from django.urls import URLPattern, URLResolver, get_resolver, include, path
@@ -305,3 +306,42 @@ def test_callers_who_send_slowly_keep_nobody_waiting(client_of: ClientOf, hearth
     assert agent.get("/who").status_code == 200
     for each in slow:
         each.close()
+
+
+@pytest.mark.usefixtures("_servers")
+def test_whoever_has_the_longest_name_renews_too(client_of: ClientOf) -> None:
+    for kind in ("operator", "metrics"):
+        longest = Identity(kind, "a" * 63)
+        assert client_of(longest).renew().identity == longest
+
+
+@pytest.mark.usefixtures("_servers")
+def test_a_request_that_is_no_text_is_malformed_and_not_a_fault_of_ours(
+    client_of: ClientOf, hearth: Running, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    client_of(AGENT)
+    context = client_context(Files(*(tmp_path / "agent" / f"{n}.pem" for n in ("certificate", "key", "trust"))).read())
+    body = rb'{"csr": "\ud800"}'
+    said = hearth.ask(
+        context, b"POST /v1/certificate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    )
+    assert said.startswith(b"HTTP/1.1 400 ")
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.parametrize("fault", [None, KeyboardInterrupt])
+def test_each_call_closes_its_threads_connection(transactional_db: None, fault: type[BaseException] | None) -> None:
+    """Hearth may stop in the middle of a call: then nobody waits for its thread any more who would."""
+    used: list[Any] = []
+
+    def view(_: HttpRequest) -> HttpResponse:
+        connection.ensure_connection()
+        used.append(connection.connection)
+        if fault is not None:
+            raise fault
+        return HttpResponse()
+
+    bound = InternalHandler(__name__)._bound(view)
+    with ThreadPoolExecutor(1) as thread:
+        assert type(thread.submit(bound, HttpRequest()).exception()) is (fault or type(None))
+    assert used[0].closed

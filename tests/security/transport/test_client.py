@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from security.transport.client import InternalClient
 from security.transport.errors import CallRefused, CertificateError, NotTrusted, Unreachable
 from security.transport.files import Files
+from security.transport.listener import InternalProtocol
 from security.transport.tls import Material, client_context
 from tests.bench.floor import free_ports
 from tests.security.transport.pki import AGENT, HOUR, LISTENER, Ca, store
@@ -133,6 +135,54 @@ def test_an_answer_that_never_comes(files: Files) -> None:
         with calling, pytest.raises(Unreachable) as caught:
             calling.get("/")
     assert not isinstance(caught.value, NotTrusted)
+
+
+@pytest.fixture
+def cut(hearth: Running, monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """Have each connection end when the second thing is asked of it, as if both happened at one moment."""
+    asked: Counter[int] = Counter()
+    real = InternalProtocol.on_message_begin
+
+    def begin(self: InternalProtocol) -> None:
+        real(self)
+        asked[self.client[1]] += 1  # type: ignore[index]  # a connection's port
+        if asked[self.client[1]] > 1:  # type: ignore[index]
+            self.transport.close()
+
+    monkeypatch.setattr(InternalProtocol, "on_message_begin", begin)
+    return asked
+
+
+def test_a_kept_connection_that_ends_is_nobodys_fault(hearth: Running, files: Files, cut: Counter[int]) -> None:
+    with client(hearth, files) as calling:
+        for _ in range(3):
+            assert calling.post("/echo", {"a": 1}, repeatable=True) == {"a": 1}
+            assert calling.get("/text").text == "hello"
+    assert sorted(cut.values()) == [1] + [2] * 5
+
+
+def test_what_may_have_been_done_is_not_done_again(hearth: Running, files: Files, cut: Counter[int]) -> None:
+    with client(hearth, files) as calling:
+        assert calling.post("/echo", {"a": 1}) == {"a": 1}
+        with pytest.raises(Unreachable, match="disconnected"):
+            calling.post("/echo", {"a": 1})
+        assert cut.total() == 2
+        assert calling.post("/echo", {"a": 1}) == {"a": 1}
+
+
+def test_a_new_connection_that_ends_is_an_answer(
+    hearth: Running, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def begin(self: InternalProtocol) -> None:
+        asked.append(1)
+        self.transport.close()
+
+    monkeypatch.setattr(InternalProtocol, "data_received", lambda self, _: begin(self))
+    with client(hearth, files) as calling, pytest.raises(Unreachable):
+        calling.get("/text")
+    assert asked == [1]
 
 
 def test_files_that_are_missing_or_damaged(hearth: Running, files: Files, tmp_path: Path) -> None:

@@ -193,6 +193,35 @@ def test_a_connection_ends_with_the_certificate_that_opened_it(
         assert ended(connection)
 
 
+def test_a_certificates_last_answers_say_that_they_are_the_last(hearth: Running) -> None:
+    """So no connection ends in the hands of a caller who was about to use it again."""
+    with hearth.connect(client_context(CA.material(until=4 * SECOND))) as connection:
+        connection.settimeout(20)
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"connection: close" in read(connection)
+        assert ended(connection)
+    assert b"connection: close" not in hearth.ask(client_context(CA.material()))
+
+
+def test_what_was_asked_in_time_is_answered_after_the_certificates_end(loop: str) -> None:
+    material = CA.material(until=2 * SECOND)
+    over = material.not_after.timestamp() + 0.1
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(over - time.time())
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with running(Given(CA.material(LISTENER)), slow, loop=loop) as made, made.connect(client_context(material)) as one:
+        one.settimeout(20)
+        one.sendall(request + request)  # and what waits for its turn is not
+        said = b""
+        while more := one.recv(65536):
+            said += more
+    assert said.count(b"HTTP/1.1 204 ") == 1
+
+
 def test_a_clock_that_was_set_ends_it_too(hearth: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     with hearth.connect(client_context(CA.material())) as connection:
         connection.settimeout(20)
@@ -239,11 +268,17 @@ def test_a_new_certificate_is_used_without_a_restart(changing: Running) -> None:
     before = client_context(CA.material())
     with changing.connect(before) as connection:
         other = Ca("another")
-        changing.source.material = other.material(LISTENER, trust=other.trust)
+        changing.source.material = other.material(LISTENER, trust=CA.trust + other.trust)
         assert changing.keeper.look()
-        # An open connection goes on; a new one meets the new certificate, and the old authority is nobody's any more.
+        # An open connection goes on; a new one meets the new certificate.
         connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert body(read(connection))["caller"] == str(AGENT)
+        changing.source.material = other.material(LISTENER, trust=other.trust)
+        assert changing.keeper.look()
+        # The old authority is nobody's any more: whoever came by it has to come anew.
+        with contextlib.suppress(OSError):
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert ended(connection)
     with pytest.raises(ssl.SSLCertVerificationError):
         changing.connect(before)
     assert refused(changing, bare(CA.material(trust=other.trust)))

@@ -11,6 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
+from observability import openfiles
 from provisioning.providers.local.agent.fleet import Fleet
 from provisioning.providers.local.agent.machine import Machine
 from provisioning.providers.local.agent.renewal import Renewals
@@ -59,6 +60,7 @@ def main() -> int:
     options = parser.parse_args()
     # Environments must be readable by the servers' users, whatever the shell's umask; what is secret sets its own mode.
     os.umask(0o022)
+    openfiles.raise_limit()
     try:
         state = options.state.resolve()
         machine = Machine.survey(state, (options.environments or state / "environments").resolve())
