@@ -32,6 +32,8 @@ class ScriptedProvider:
     request: bytes = b""
     """What the agent asks to have signed. Empty, as here, where agents get their certificates elsewhere."""
     installed: dict[str, dict[str, str]] = field(default_factory=dict)
+    routes: dict[str, str] = field(default_factory=dict)
+    """Private routes, by server. Others are reached as their clients reach them."""
     observations: dict[str, Observation] = field(default_factory=dict)
     on_start: Callable[[ServerSpec], None] = lambda _: None
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -68,7 +70,7 @@ class ScriptedProvider:
         self.installed[server_id] = {"chain": chain, "trust": trust, "address": address}
 
     def route(self, server_id: str, url: str) -> str:
-        return url
+        return self.routes.get(server_id, url)
 
     def observe(self) -> Mapping[str, Observation]:
         self._call("observe")
