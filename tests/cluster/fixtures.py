@@ -1,7 +1,7 @@
 """pytest's way to a cluster: `cluster` for a whole run, `namespace` for one test, `kubernetes_client`, `fault_proxy`.
 
-Tests that use them carry `pytest.mark.xdist_group`: one worker runs all of a group, on one cluster. There are `cluster`,
-`cluster-operator` and `cluster-rights`, because they mostly wait.
+Tests that use them carry `pytest.mark.xdist_group`: one worker runs all of a group, on one cluster. There are
+`cluster`, `cluster-operator` and `cluster-rights`, because they mostly wait.
 """
 
 from __future__ import annotations
