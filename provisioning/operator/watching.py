@@ -118,9 +118,12 @@ class Watching:
     async def stop(self) -> None:
         """End all watches."""
         tasks = [task for _reflector, task in self._running.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        while tasks:
+            for task in tasks:
+                task.cancel()
+            # A library may swallow a cancellation that comes at a bad moment; nothing else ends a watch.
+            _done, left = await asyncio.wait(tasks, timeout=1)
+            tasks = list(left)
 
     def _start(self, kind: Kind, selector: str) -> None:
         reflector = Reflector(self._client, kind, self._store, selector=selector)

@@ -187,8 +187,10 @@ class Bench:
         for number, name in enumerate(self.names[:ONE_BY_ONE]):
             self.fleet.first.clear()
             taken = await self.fleet.change(name, 60 + number)
+            self.fleet.ready.pop(name, None)
             waits.append(await self.first_write(name) - taken)
-            await asyncio.sleep(0.05)
+            # One by one: what a change sets in motion (a pod is replaced) has ended before the next.
+            await self.fleet.until_ready([name])
         await self.fleet.quiet()
         self.fleet.first.clear()
         taken_at = dict(

@@ -68,9 +68,11 @@ class Operator:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.end()
-        self._api.close()
-        self._http.close()
+        try:
+            self.end()
+        finally:
+            self._api.close()
+            self._http.close()
 
     def start(self) -> None:
         """Start it; return at once."""

@@ -43,6 +43,7 @@ def wound(fault: str) -> None:
         setattr(Watching, "listen", _nothing)  # noqa: B010
     else:
         setattr(Reflector, "_once", {"ends": _end, "hangs": _hang}[fault])  # noqa: B010
+    if fault == "hangs":
         # Healthy watches open again every second then, and a hung one shows after a few.
         reflector.SILENCE, reflector.HUNG = 1.0, 6.0
 

@@ -152,7 +152,8 @@ class Client:
             if response.status >= 400:
                 if response.status == 401:
                     self._access.refresh()
-                body = await asyncio.wait_for(response.read(), OPENING)
+                async with asyncio.timeout(OPENING):
+                    body = await response.read()
                 raise from_answer(response.status, body, response.headers.get("Retry-After"))
             yield response
         finally:

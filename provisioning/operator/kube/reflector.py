@@ -155,8 +155,9 @@ class Reflector:
     async def _read(self, response: aiohttp.ClientResponse) -> None:
         rest = b""
         while True:
-            # Not asyncio.timeout per event: a timer for each of thousands of events would cost more than reading them.
-            chunk = await asyncio.wait_for(response.content.readany(), SILENCE)
+            # Not wait_for: before Python 3.12 it can swallow a cancellation, and then nothing ends this any more.
+            async with asyncio.timeout(SILENCE):
+                chunk = await response.content.readany()
             if not chunk:
                 if not response.content.at_eof():
                     continue
