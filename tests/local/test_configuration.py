@@ -94,7 +94,7 @@ def test_no_log_names_who_read_what() -> None:
 def test_two_servers_share_no_secret() -> None:
     one, two = new_secrets(), new_secrets()
     assert not set(one.values()) & set(two.values())
-    assert set(one) == {"signing_key", "macaroon", "registration", "form", "database", "jwt"}
+    assert set(one) == {"signing_key", "macaroon", "registration", "form", "database", "jwt", "replication", "redis"}
 
 
 def test_a_signing_key_has_synapses_own_format() -> None:

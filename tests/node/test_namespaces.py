@@ -16,6 +16,7 @@ import pytest
 from tests.left_out import leave_out
 from tests.node import namespaces, probe
 
+pytestmark = pytest.mark.xdist_group("node")  # a run removes what killed ones left, and so would another test
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = """
 import sys
