@@ -108,15 +108,14 @@ class Run:
 def open_runs() -> list[Rewrap]:
     """Return the open run of every owner that has an old version, made where there is none."""
     owners = set(KeyEncryptionKey.objects.filter(state=State.DECRYPT_ONLY).values_list("owner", flat=True))
-    present = {run.owner: run for run in Rewrap.objects.filter(finished__isnull=True)}
-    for owner in owners - set(present):
+    unfinished = Rewrap.objects.filter(finished__isnull=True)
+    made = []
+    for owner in owners - set(unfinished.values_list("owner", flat=True)):
         total = DataKey.objects.filter(kek__owner=owner, kek__state=State.DECRYPT_ONLY).count()
-        try:
-            with transaction.atomic():
-                present[owner] = Rewrap.objects.create(owner=owner, total=total)
-        except IntegrityError:  # another worker made it
-            present[owner] = Rewrap.objects.get(owner=owner, finished__isnull=True)
-    return list(present.values())
+        made.append(Rewrap(owner=owner, total=total))
+    # An owner has one open run by a constraint: where another worker was first, its run is the one.
+    Rewrap.objects.bulk_create(made, ignore_conflicts=True)
+    return list(unfinished.all())
 
 
 def claim(row: Rewrap) -> Run | None:
