@@ -7,6 +7,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from security.durable import sync_folder
+
 KEY = 32
 """Bytes of the key."""
 
@@ -29,6 +31,4 @@ def ensure_root_key(path: Path) -> None:
         # A link fails where a file is, so two that start at once agree on one key.
         with contextlib.suppress(FileExistsError):
             os.link(file.name, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    os.fsync(directory)
-    os.close(directory)
+    sync_folder(path.parent)

@@ -2,49 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
-from django.conf import settings
-from django.db import connection
 
 from provisioning import engine, leases, services
 from provisioning.models import ServerSecret, ServerStatus
 from provisioning.sweep import sweep
 from tenants.models import Server
 from tests.provisioning.fakes import ScriptedProvider
+from tests.provisioning.killing import kill_at
 from tests.services import wait
 
 pytestmark = pytest.mark.django_db(transaction=True)
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def killed_in(step: str, operation: object, provider: ScriptedProvider) -> None:
     """Let another process work on the operation, and kill it inside `step`."""
-    request = provider.request.decode()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.provisioning.runner", str(operation), provider.url, step, request],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "DATABASE_URL": os.environ["DATABASE_URL"].replace("/hearth?", f"/{connection.settings_dict['NAME']}?"),
-            "HEARTH_STATE": str(settings.STATE),
-            "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}",
-        },
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline().strip() == step
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    kill_at(step, "tests.provisioning.runner", str(operation), provider.url, step, provider.request.decode())
 
 
 def signing_keys(server: Server) -> set[str]:

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
+from security.durable import sync_folder
 from security.errors import SecurityError
+from security.streams.pieces import write_all
 
 SUFFIX = ".hkb"
 UNFINISHED = ".unfinished"
@@ -111,7 +113,7 @@ class FolderPlace:
                 with contextlib.suppress(OSError):
                     unfinished.unlink()
                 raise
-            self._sync()
+            sync_folder(self.path)
         except OSError as error:
             raise self._fault("written", error) from None
 
@@ -137,7 +139,7 @@ class FolderPlace:
     def remove(self, name: str) -> None:
         try:
             self._path(name).unlink(missing_ok=True)
-            self._sync()
+            sync_folder(self.path)
         except OSError as error:
             raise self._fault("removed", error) from None
 
@@ -145,13 +147,6 @@ class FolderPlace:
         if not NAME.fullmatch(name):
             raise PlaceError(f"{name!r} is no name of a key bundle. Nothing was touched.")
         return self.path / name
-
-    def _sync(self) -> None:
-        handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
     def _sweep(self, path: Path) -> None:
         with contextlib.suppress(OSError):  # a living writer may rename it at this moment
@@ -173,7 +168,5 @@ class FolderPlace:
 def _write(path: Path, data: bytes) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "wb", buffering=0) as file:
-        rest = memoryview(data)
-        while rest:  # a disk that is nearly full takes a part
-            rest = rest[file.write(rest) or 0 :]
+        write_all(file, memoryview(data))  # a disk that is nearly full takes a part
         os.fsync(handle)

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from security.durable import sync_folder
 from security.streams.chunks import Sealer
 from security.streams.ciphers import Bytes, Cipher
 from security.streams.context import Context, DataKey
@@ -45,13 +46,5 @@ def _write(path: Path, chunks: Iterator[Bytes]) -> int:
         with contextlib.suppress(FileNotFoundError):
             Path(name).unlink()
         raise
-    _sync(path.parent)
+    sync_folder(path.parent)
     return total
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

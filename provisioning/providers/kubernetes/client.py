@@ -188,6 +188,13 @@ _MEANINGS: tuple[tuple[Callable[[int, str], bool], str, bool, str], ...] = (
         f"The cluster has a quota that leaves no room for this. {SAFE} Ask support. It says:",
     ),
     (
+        # A quota that was made a moment ago has not been counted yet.
+        lambda status, text: status == 403 and "status unknown for quota" in text,
+        "RegionBusy",
+        True,
+        f"The cluster is still counting what a new quota allows. {SAFE}",
+    ),
+    (
         lambda status, text: status == 403 and "being terminated" in text,
         "NamespaceTerminating",
         True,

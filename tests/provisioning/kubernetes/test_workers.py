@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
-from django.conf import settings
 from django.db import connection
 
 from provisioning import engine, services
@@ -17,35 +12,16 @@ from provisioning.models import Operation, ServerSecret, ServerStatus
 from tenants.models import Server
 from tests.cluster.api import Api
 from tests.operator.process import Operator
+from tests.provisioning.killing import kill_at
 from tests.provisioning.kubernetes.conftest import SERVER
 from tests.provisioning.kubernetes.test_life import carry_out, signing_key, spec
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.xdist_group("cluster")]
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def killed(operation: Operation, verb: str, when: str) -> None:
     """Let another process work on the operation, and kill it there; its lease is then over."""
-    url = os.environ["DATABASE_URL"].replace("/hearth?", f"/{connection.settings_dict['NAME']}?")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.provisioning.kubernetes.runner", str(operation.pk), verb, when],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "DATABASE_URL": url,
-            "HEARTH_STATE": str(settings.STATE),
-            "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}",
-        },
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline().strip() == verb
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    kill_at(verb, "tests.provisioning.kubernetes.runner", str(operation.pk), verb, when)
     # As if its ten seconds were over.
     Operation.objects.filter(pk=operation.pk).update(lease_until=operation.created)
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from security.durable import sync_folder
+
 UNIT = "unit.json"
 REMOVED = ".removed-"
 TOMBSTONES = "removed.json"
@@ -74,15 +76,6 @@ def write(path: Path, text: str, *, mode: int = 0o600, gid: int | None = None) -
             Path(temporary).unlink()
         raise
     sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable."""
-    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 class Tombstones:

@@ -13,12 +13,13 @@ import yaml
 from provisioning.providers.base import ProviderError, ServerSpec
 from provisioning.providers.local import configuration, environments, postgres
 from provisioning.providers.local.agent.credentials import Credentials
-from provisioning.providers.local.agent.files import REMOVED, UnitFile, sync_folder, write
+from provisioning.providers.local.agent.files import REMOVED, UnitFile, write
 from provisioning.providers.local.agent.machine import Machine
 from provisioning.providers.local.configuration import Places
 from provisioning.providers.local.keys import KeyUnreadable, verify_key
 from provisioning.providers.local.paths import runtime_dir
 from provisioning.providers.local.processes import Command, Refused
+from security.durable import sync_folder
 
 
 class Folder:
