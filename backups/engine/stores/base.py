@@ -84,7 +84,7 @@ class Store(Protocol):
     def head(self, name: str) -> Stored:
         """Return what is known of an object without reading it, or raise `NoSuchObject`."""
 
-    def list(self, prefix: str = "") -> Iterator[Stored]:
+    def listing(self, prefix: str = "") -> Iterator[Stored]:
         """Return all objects whose names begin with `prefix`, in the order of their names."""
 
     def delete(self, names: Iterable[str]) -> None:
