@@ -28,6 +28,8 @@ PATIENCE = 30.0
 PAGE = 500
 SAFE = "Running servers and their data are not touched."
 PASSING = {429, 500, 502, 503, 504}
+UNCOUNTED = "status unknown for quota"
+"""How the API server refuses while a quota that was made a moment ago has not been counted yet."""
 
 
 class Refused(ProviderError):
@@ -115,8 +117,9 @@ class Client:
             else:
                 if status < 400:
                     return dict(json.loads(text))
-                if status not in PASSING or time.monotonic() + wait > end:
-                    raise explained(status, _message(text))
+                said = _message(text)
+                if not _passes(status, said) or time.monotonic() + wait > end:
+                    raise explained(status, said)
                 wait = max(wait, _asked(answered))
             time.sleep(wait * random.uniform(0.8, 1.2))  # noqa: S311 (spreads load)
             wait = min(wait * 2, 4.0)
@@ -157,6 +160,11 @@ def connect(kubeconfig: str | None) -> Client:
         ) from None
 
 
+def _passes(status: int, said: Mapping[str, Any]) -> bool:
+    """Tell whether the same request may be answered otherwise in a moment."""
+    return status in PASSING or (status == 403 and UNCOUNTED in str(said.get("message")))
+
+
 def explained(status: int, said: Mapping[str, Any]) -> Refused:
     """Return what an answer of the API server means."""
     text, reason = str(said.get("message") or "")[:600], str(said.get("reason") or "")
@@ -188,8 +196,7 @@ _MEANINGS: tuple[tuple[Callable[[int, str], bool], str, bool, str], ...] = (
         f"The cluster has a quota that leaves no room for this. {SAFE} Ask support. It says:",
     ),
     (
-        # A quota that was made a moment ago has not been counted yet.
-        lambda status, text: status == 403 and "status unknown for quota" in text,
+        lambda status, text: status == 403 and UNCOUNTED in text,
         "RegionBusy",
         True,
         f"The cluster is still counting what a new quota allows. {SAFE}",

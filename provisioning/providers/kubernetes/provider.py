@@ -120,7 +120,8 @@ class KubernetesProvider:
         return self._place.route.replace("{namespace}", namespace_of(server_id))
 
     def _settled(self, spec: ServerSpec, progress: Progress) -> None:
-        end, since, told = time.monotonic() + self._patience, 0.0, ""
+        end, told = time.monotonic() + self._patience, ""
+        since: tuple[str, float] | None = None
         while True:
             server = self._server(spec.server_id)
             if server is None:
@@ -135,8 +136,10 @@ class KubernetesProvider:
                     progress(said)
                     told = said
             now = time.monotonic()
-            since = (since or now) if trouble.get("status") == "True" and current(server) else 0.0
-            if since and now - since > self._trouble:
+            name = str(trouble["reason"]) if trouble.get("status") == "True" and current(server) else ""
+            if since is None or since[0] != name:
+                since = name, now  # another trouble has its own time to pass
+            if name and now - since[1] > self._trouble:
                 raise _failed(trouble)
             if now > end:
                 raise ProviderError(

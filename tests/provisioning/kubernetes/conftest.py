@@ -64,7 +64,7 @@ def make_region(
 
     engine.stopping.clear()
     monkeypatch.setattr(engine, "FIRST_WAIT", 0.0)
-    monkeypatch.setattr(client, "PATIENCE", 2.0)
+    monkeypatch.setattr(client, "PATIENCE", 10.0)
     monkeypatch.setattr(provider, "LOOK", 0.1)
 
     def make(kubeconfig: str = "", *, code: str = "cell", **changes: Any) -> Row:

@@ -24,8 +24,8 @@ from tests.cluster.faults import FaultProxy
 from tests.operator.process import Operator
 from tests.provisioning.kubernetes.conftest import SERVER, inline
 from tests.provisioning.kubernetes.pods import Pods
+from tests.provisioning.kubernetes.test_life import becomes
 from tests.provisioning.kubernetes.test_objects import PLACE, SPEC
-from tests.services import wait
 
 if TYPE_CHECKING:
     from tests.cluster.launch import Cluster as TestCluster
@@ -92,7 +92,7 @@ def test_the_api_server_goes_away_in_the_middle(
     operation = carry_out(far)
     thread.join()
     assert operation.state == "succeeded", operation.error
-    assert ServerStatus.objects.get(server=far).phase == "ready"
+    becomes(far, "ready")
 
 
 @pytest.mark.parametrize("status", [429, 503, 0])
@@ -109,23 +109,25 @@ def test_a_list_that_grew_too_old_begins_anew(far: Server, fault_proxy: FaultPro
     assert str(far.pk) in clusters.provider_of(Region.objects.get()).observe()
 
 
-def test_an_observer_that_can_not_ask_says_so(far: Server, fault_proxy: FaultProxy, operator: Operator) -> None:
+def test_an_observer_that_can_not_ask_says_so(
+    far: Server, fault_proxy: FaultProxy, operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert carry_out(far).state == "succeeded"
+    monkeypatch.setattr(clusters.provider_of(Region.objects.get())._client, "_patience", 1.0)
     with fault_proxy.down():
         observer.observe()
     found = ServerStatus.objects.get(server=far)
     assert (found.phase, found.reason) == ("degraded", "ProviderUnreachable")
     assert "does not answer" in found.message
-    observer.observe()
-    assert ServerStatus.objects.get(server=far).phase == "ready"
+    becomes(far, "ready")
 
 
 def test_an_expired_token(
     cluster: TestCluster,
-    api: Api,
     namespace: str,
     make_region: Callable[..., Cluster],
     make_server: Callable[..., Server],
+    operator: Operator,
 ) -> None:
     config = yaml.safe_load(inline(cluster.kubeconfig))
     token = cluster.short_token(namespace, "default", seconds=-120)
@@ -139,8 +141,7 @@ def test_an_expired_token(
     # Renewed by the staff's verb, the same operation goes on.
     clusters.change(actor="staff", cluster=Cluster.objects.get(), kubeconfig=inline(cluster.kubeconfig))
     services.retry_operation("staff", operation=operation)
-    engine.run(operation.pk)  # without an operator it does not come up, but its namespace is there
-    assert api.get("v1", "Namespace", place(server)) is not None
+    assert carry_out(server).state == "succeeded"
 
 
 def test_an_account_with_no_rights(
@@ -175,13 +176,8 @@ def test_a_namespace_that_is_not_ours(server: Server, api: Api) -> None:
 def test_a_quota_of_the_cluster(server: Server, api: Api) -> None:
     api.apply(objects.namespace(_spec(server)))
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "full", "namespace": place(server)}}
-    api.apply({**quota, "spec": {"hard": {"count/matrixservers.hearth.host": "0"}}})
-
-    def counted() -> bool:
-        found = api.get("v1", "ResourceQuota", "full", place(server)) or {}
-        return bool((found.get("status") or {}).get("hard"))
-
-    wait(counted)
+    # Not of MatrixServers: those are counted only when the controller has next looked for new kinds, each 30 s.
+    api.apply({**quota, "spec": {"hard": {"count/secrets": "0"}}})
     operation = carry_out(server)
     assert (operation.state, operation.error_code) == ("failed", "QuotaExceeded"), operation.error
     assert "leaves no room" in operation.error
@@ -216,12 +212,16 @@ def test_a_removal_that_does_not_end_is_told_in_words(
     meta = {"name": "held", "namespace": place(server)}
     claim = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta}
     api.apply({**claim, "metadata": {**meta, "finalizers": ["example.org/keep"]}})
-    monkeypatch.setattr(clusters.provider_of(Region.objects.get()), "_removal", 6.0)
+    monkeypatch.setattr(clusters.provider_of(Region.objects.get()), "_removal", 3.0)
     monkeypatch.setattr(engine, "MAX_ATTEMPTS", 1)
     Server.objects.filter(pk=server.pk).update(desired="deleted", generation=2)
     operation = carry_out(server)
+    end = time.monotonic() + 60
+    while "example.org/keep" not in operation.error:  # on a busy machine it takes longer until that alone is left
+        assert time.monotonic() < end, operation.error
+        services.retry_operation("staff", operation=operation)
+        operation = carry_out(server)
     assert (operation.state, operation.error_code) == ("failed", "RemovalStuck")
-    assert "example.org/keep" in operation.error
     assert "support must look into the cluster" in operation.error
     api.patch(claim, {"metadata": {"finalizers": None}})
     services.retry_operation("staff", operation=operation)
@@ -283,7 +283,7 @@ def test_two_makers_at_once_leave_the_higher_fence(server: Server, api: Api, clu
     def make(fence: int) -> None:
         client = connect(inline(cluster.kubeconfig))
         try:
-            barrier.wait(20)
+            barrier.wait(60)
             Writer(client).write(objects.namespace(spec), fence)
             ended.append(fence)
         except StaleFence:
@@ -308,7 +308,7 @@ def test_a_trouble_that_stays_ends_the_operation_by_its_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     region = make_region(issuer="broken").region
-    monkeypatch.setattr(clusters.provider_of(region), "_trouble", 1.0)
+    monkeypatch.setattr(clusters.provider_of(region), "_trouble", 3.0)
     server = make_server(region=region.code, server_name="broken.region.example", version=SPEC.version)
     pods.silent.add(place(server))
     operation = carry_out(server)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from typing import Any
 
 import pytest
@@ -33,10 +34,16 @@ def carry_out(server: Server, **changes: Any) -> Operation:
     return operation
 
 
-def status(server: Server) -> tuple[str, str]:
-    observer.observe()
-    found = ServerStatus.objects.get(server=server)
-    return found.phase, found.reason
+def becomes(server: Server, phase: str, reason: str = "") -> None:
+    """Look until the observer says so: on a busy machine the operator's own check may come late once."""
+    end = time.monotonic() + 60
+    while True:
+        observer.observe()
+        found = ServerStatus.objects.get(server=server)
+        if (found.phase, found.reason) == (phase, reason):
+            return
+        assert time.monotonic() < end, (found.phase, found.reason, found.message)
+        time.sleep(0.2)
 
 
 def namespace(server: Server) -> str:
@@ -57,7 +64,7 @@ def signing_key(api: Api, server: Server) -> str:
 
 def test_the_life_of_a_server(server: Server, api: Api, pods: Pods, operator: Operator, alice: object) -> None:
     carry_out(server)
-    assert status(server) == ("ready", "")
+    becomes(server, "ready")
     found = ServerStatus.objects.get(server=server)
     assert found.homeserver_url == f"https://berry.{BASE}"
     users, key = pods.users[namespace(server)], signing_key(api, server)
@@ -70,7 +77,7 @@ def test_the_life_of_a_server(server: Server, api: Api, pods: Pods, operator: Op
 
     carry_out(server, restarts=1)
     assert spec(api, server)["restarts"] == 1
-    assert status(server) == ("ready", "")
+    becomes(server, "ready")
 
     carry_out(server, users=7, vcpu=4, memory_mb=8192, disk_gb=40)
     wanted = spec(api, server)
@@ -80,12 +87,12 @@ def test_the_life_of_a_server(server: Server, api: Api, pods: Pods, operator: Op
     assert wanted["restarts"] == 1, "what a verb wrote by itself outlives a write of the whole"
 
     carry_out(server, desired="suspended", suspend_message="Back on Monday.")
-    assert status(server) == ("suspended", "Suspended")
+    becomes(server, "suspended", "Suspended")
     assert spec(api, server)["suspended"] == {"message": "Back on Monday."}
 
     carry_out(server, desired="running", suspend_message="")
     assert "suspended" not in spec(api, server)
-    assert status(server) == ("ready", "")
+    becomes(server, "ready")
     assert signing_key(api, server) == key
 
     carry_out(server, desired="deleted")
@@ -107,7 +114,7 @@ def test_an_upgrade_and_the_way_back(server: Server, region: Region, api: Api, o
     carry_out(server, version=oldest)
     gone_back = {"version": oldest, "schemaVersion": 94, "compatVersion": 84, "releaseSchemaVersion": 93}
     assert spec(api, server)["synapse"] == gone_back
-    assert status(server) == ("ready", "")
+    becomes(server, "ready")
     carry_out(server, version=older)
     assert spec(api, server)["synapse"] == {"version": older, "schemaVersion": 94, "compatVersion": 84}
     assert signing_key(api, server) == key

@@ -43,7 +43,7 @@ def test_many_at_once_never_overshoot(full_at_three: Region, alice: User) -> Non
 
     def place(organisation: Organisation) -> None:
         try:
-            barrier.wait(20)
+            barrier.wait(60)
             create_server(actor=alice, organisation=organisation, name=organisation.slug, region="local")
             results.append("made")
         except Refused as refusal:

@@ -17,7 +17,7 @@ from tests.operator.process import Operator
 from tests.operator.test_rights import account, installed
 from tests.provisioning.kubernetes.conftest import BASE, inline
 from tests.provisioning.kubernetes.pods import Pods
-from tests.provisioning.kubernetes.test_life import carry_out, status
+from tests.provisioning.kubernetes.test_life import becomes, carry_out
 
 __all__ = ["installed"]
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.xdist_group("cluster")]
@@ -57,12 +57,12 @@ def test_it_works(
     assert list(wrong) == ["Encryption of etcd"], wrong
     server = make_server("least", region="cell", server_name=f"least.{BASE}", version=newest().version)
     carry_out(server)
-    assert status(server) == ("ready", "")
+    becomes(server, "ready")
     carry_out(server, restarts=1)
     carry_out(server, users=7)
     carry_out(server, desired="suspended", suspend_message="Closed.")
     carry_out(server, desired="running", suspend_message="")
-    assert status(server) == ("ready", "")
+    becomes(server, "ready")
     carry_out(server, desired="deleted")
     assert ServerStatus.objects.get(server=server).phase == "deleted"
     assert "forbidden" not in operator.text().lower()
