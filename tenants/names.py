@@ -33,6 +33,8 @@ _OWN = """
     register region server service signup sso staff staging static status synapse system turn well-known
 """  # Hearth's places, and words that a forged sign-in page would like
 RESERVED = frozenset(f"{_MAILBOXES} {_SPECIAL} {_LOOKED_UP} {_OWN}".split())
+HOSTS = re.compile(r"m-[0-9a-f]{32}")
+"""Hosts that a region gives to servers on domains of their own: whoever had such a name would get another's traffic."""
 
 
 def server_label(raw: str) -> str:
@@ -44,7 +46,7 @@ def server_label(raw: str) -> str:
         raise Refused("A name has no dots. To use a domain of your own, prove it under Domains and choose it here.")
     name = _ascii_lower(name)
     _check_label(name)
-    if name in RESERVED:
+    if name in RESERVED or HOSTS.fullmatch(name):
         raise Refused(f"“{name}” is kept free because people could take it for a part of Hearth. Choose another name.")
     return name
 

@@ -42,6 +42,7 @@ def test_a_label_works(name: str) -> None:
         ("admin", "kept free"),
         ("www", "kept free"),
         ("postmaster", "kept free"),
+        ("m-0123456789abcdef0123456789abcdef", "kept free"),
         ("🙂", "no domain can have"),
     ],
 )

@@ -8,11 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from provisioning.providers.base import ProviderError, ServerSpec
 from provisioning.providers.kubernetes import objects
 from provisioning.providers.kubernetes.place import Bucket, Place
 from provisioning.providers.local.keys import new_secrets, verify_key
+from tenants.errors import Refused
+from tenants.names import server_label
 from tenants.releases import newest
 from tests.cluster.api import Api
 
@@ -79,6 +83,13 @@ def test_a_name_of_their_own_gets_a_host_of_ours() -> None:
     assert spec_of()["publicHost"] == "berry.region.example"
     assert spec_of(server_name="example.org")["publicHost"] == f"m-{uuid.UUID(int=1).hex}.region.example"
     assert spec_of(server_name="notregion.example")["publicHost"].startswith("m-")
+
+
+@given(st.uuids())
+def test_nobody_can_take_the_host_of_another_server_for_a_name(server_id: uuid.UUID) -> None:
+    host = spec_of(server_id=str(server_id), server_name="example.org")["publicHost"]
+    with pytest.raises(Refused, match="kept free"):
+        server_label(host.removesuffix(".region.example"))
 
 
 def test_workers_come_with_size_and_share_what_is_sold() -> None:
