@@ -1,7 +1,8 @@
 """What every store of backups does: keep sealed objects under names, give them back, list them. Imports no Django.
 
-A store sees ciphertext and names alone. Names are relative, of `[a-z0-9./-]`, unique for ever: no object is ever
-written again under a name that was used, so whoever may only `put` can't change or hide an older backup.
+A store sees ciphertext and names alone. Names are relative, of `[A-Za-z0-9._/-]` (`stores.names`), unique for ever: no
+object is ever written again under a name that was used, so whoever may only `put` can't change or hide an older backup.
+An object's name is no folder of another's: with `a/b` there is no `a`.
 """
 
 from __future__ import annotations
@@ -79,7 +80,11 @@ class Store(Protocol):
         """
 
     def get(self, name: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """Return the object's bytes from `offset` on, `length` of them at most, in pieces of 1 MiB or less."""
+        """Return the object's bytes from `offset` on, `length` of them at most, in pieces of 1 MiB or less.
+
+        What goes wrong, `NoSuchObject` too, is raised when the first piece is asked for, or a later one: what was given
+        before was right then. Beyond the object's end there is nothing. Close the iterator to leave early.
+        """
 
     def head(self, name: str) -> Stored:
         """Return what is known of an object without reading it, or raise `NoSuchObject`."""
@@ -89,6 +94,9 @@ class Store(Protocol):
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove objects; those that are gone already are no fault. An agent's credentials can't do this."""
+
+    def sweep(self) -> int:
+        """Remove what killed writers left unfinished, and return how many; what is being written is left alone."""
 
     def check(self) -> list[Finding]:
         """Return which protections it has: versions, lifecycle, object lock, encryption at rest, write-once names."""
