@@ -82,6 +82,7 @@ INSTALLED_APPS = [
     "accounts",
     "tenants",
     "provisioning",
+    "backups",
     "config",
 ]
 

@@ -1,0 +1,182 @@
+"""What the engine of one server is told: a JSON file, read once at the start. Imports no Django.
+
+Paths in it may be relative: they begin at the file's own folder. Secrets are files of their own, never values here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+MINUTE, HOUR, DAY = 60, 3600, 86_400
+
+
+class SettingsError(Exception):
+    """The settings can't be used. The text says what is wrong with them."""
+
+
+class Part(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A part of the settings: what is misspelt is refused."""
+
+
+class Database(Part):
+    """How the engine signs in: by a role that may replicate, and may call `pg_switch_wal()`."""
+
+    host: str
+    """The folder of its unix socket, or an address."""
+    port: int = 5432
+    user: str = "hearth_backup"
+    name: str = "postgres"
+    password_file: str = ""
+    sslmode: str = ""
+    """As libpq knows it; empty on a unix socket."""
+    sslrootcert: str = ""
+    slot: str = "hearth_backup"
+
+
+class Tools(Part):
+    """PostgreSQL's programs, and who runs them."""
+
+    programs: str = ""
+    """The folder of pg_basebackup and pg_receivewal; empty: wherever PATH finds them."""
+    uid: int | None = None
+    gid: int | None = None
+    capabilities: tuple[str, ...] = ()
+
+
+class FolderStoreAt(Part, tag="folder"):
+    """A store that is a folder."""
+
+    path: str
+    name: str = "folder"
+    make: bool = False
+    """Whether a missing folder is made; without, it is a disk that is not mounted."""
+
+
+class S3StoreAt(Part, tag="s3"):
+    """A store that is a bucket. The credentials' file holds `{"access_key": ..., "secret_key": ...}`."""
+
+    endpoint: str
+    bucket: str
+    prefix: str
+    region: str = ""
+    credentials_file: str = ""
+    name: str = "s3"
+    certificates: str = ""
+    """Authorities to trust, a PEM file; empty: the system's."""
+    path_style: bool = True
+
+
+class HearthAt(Part):
+    """Where Hearth's internal listener is, and the certificate that names this server."""
+
+    address: str = ""
+    """`https://host:port`. Empty: as `address_file` says now."""
+    address_file: str = ""
+    certificate: str
+    key: str
+    trust: str
+
+
+class Policy(Part):
+    """How often. Seconds and bytes. Hearth's answers may change it while the engine runs."""
+
+    base_every: float = DAY
+    media_every: float = 5 * MINUTE
+    moment_every: float = 5 * MINUTE
+    """At most so long from a change to the moment that names it."""
+    moment_at_rest: float = HOUR
+    tail_every: float = 30
+    sync_every: float = MINUTE
+    key_every: float = HOUR
+    """How long one data key serves the write-ahead log (decision 19)."""
+    spool_bytes: int = 2 * 2**30
+    """WAL that waits for a store that is away; beyond this it is given up rather than the customer's disk."""
+    uploads: int = 3
+    compression: int = 3
+    base_rate_kb: int = 0
+    """Most kB per second that a base backup reads from the database; 0: as fast as it goes."""
+
+    def __post_init__(self) -> None:
+        for name in ("base_every", "media_every", "moment_every", "moment_at_rest", "tail_every", "sync_every"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be more than 0 seconds")
+        if not (1 <= self.uploads <= 16 and 1 <= self.compression <= 19 and self.spool_bytes >= 64 * 2**20):
+            raise ValueError("uploads are 1 to 16, compression is 1 to 19, spool_bytes at least 64 MiB")
+
+
+class Settings(Part):
+    """All of it."""
+
+    organisation: str
+    server: str
+    server_name: str
+    synapse_version: str = ""
+    signing_key_id: str = ""
+    database: Database
+    tools: Tools = Tools()
+    state: str
+    """A folder of the engine's own, where WAL is spooled too. Lost, it costs a new line, no backup."""
+    store: FolderStoreAt | S3StoreAt
+    hearth: HearthAt | None = None
+    media: str = ""
+    """The folder of Synapse's media store; empty: there is none."""
+    configuration: dict[str, str] = {}
+    """Files to keep in each restore point: name in the archive to path."""
+    name_key_file: str = ""
+    """32 bytes: the key of the names that media get in the store."""
+    policy: Policy = Policy()
+
+
+def load(path: Path) -> Settings:
+    """Read settings; every path in them is absolute afterwards. Raises `SettingsError`."""
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=Settings)
+    except OSError as error:
+        raise SettingsError(f"{path} can't be read ({error.strerror}). Nothing was backed up.") from None
+    except (msgspec.DecodeError, ValueError) as error:
+        raise SettingsError(f"{path} is not what the engine needs: {error}. Nothing was backed up.") from None
+    return _placed(found, path.resolve().parent)
+
+
+def changed(policy: Policy, wanted: dict[str, object]) -> Policy:
+    """Return the policy with what Hearth wants of it; what this release does not know of it is left out."""
+    known = {name: value for name, value in wanted.items() if name in Policy.__struct_fields__}
+    try:
+        return msgspec.convert(msgspec.to_builtins(policy) | known, Policy)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"Hearth's policy can't be used: {error}. The one before stays.") from None
+
+
+def _placed(found: Settings, folder: Path) -> Settings:
+    def at(text: str) -> str:
+        return str(folder / text) if text else ""
+
+    replace = msgspec.structs.replace
+    host = found.database.host
+    database = replace(
+        found.database,
+        host=at(host) if "/" in host else host,
+        password_file=at(found.database.password_file),
+        sslrootcert=at(found.database.sslrootcert),
+    )
+    store: FolderStoreAt | S3StoreAt
+    if isinstance(found.store, FolderStoreAt):
+        store = replace(found.store, path=at(found.store.path))
+    else:
+        files = {name: at(getattr(found.store, name)) for name in ("credentials_file", "certificates")}
+        store = replace(found.store, **files)
+    hearth = found.hearth and replace(
+        found.hearth,
+        **{name: at(getattr(found.hearth, name)) for name in ("address_file", "certificate", "key", "trust")},
+    )
+    return replace(
+        found,
+        database=database,
+        store=store,
+        hearth=hearth,
+        tools=replace(found.tools, programs=at(found.tools.programs)),
+        configuration={name: at(path) for name, path in found.configuration.items()},
+        **{name: at(getattr(found, name)) for name in ("state", "media", "name_key_file")},
+    )
