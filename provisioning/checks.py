@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from provisioning.matrix import SERVICE, TIMEOUT, Homeserver, MatrixError, bounded
+from provisioning import counting
+from provisioning.matrix import PLAIN, SERVICE, TIMEOUT, Homeserver, MatrixError, bounded
 from provisioning.providers.base import ProviderError
 from provisioning.providers.local.keys import verify_key
 
@@ -25,25 +26,38 @@ class Answers:
 
     key_id: str
     version: str
+    users: int | None = None
+    """People active within 30 days; None: not counted."""
+    media_bytes: int | None = None
+    """What people have uploaded here."""
 
 
-def run(url: str, server_name: str, secrets: Mapping[str, str], *, delegated_to: str = "") -> Answers:
-    """Return what the homeserver at `url` says of itself once every check has passed, or raise a `ProviderError`."""
+def run(
+    url: str, server_name: str, secrets: Mapping[str, str], *, delegated_to: str = "", count: bool = False
+) -> Answers:
+    """Return what the homeserver at `url` says of itself once every check has passed, or raise a `ProviderError`.
+
+    With `count` people and media are counted by the service account: for places whose metrics Hearth can't read.
+    """
     with Homeserver(url, server_name) as homeserver:
         if not homeserver.request("GET", "/_matrix/client/versions").get("versions"):
             raise CheckFailed("The homeserver names no version of the Matrix protocol.", code="VersionsMissing")
         key_id = check_key(homeserver, secrets["signing_key"])
-        version = check_login(homeserver, secrets["jwt"])
+        with homeserver.signed_in(SERVICE, secrets["jwt"]) as token:
+            version = check_admin(homeserver, token)
+            users, media = counting.count(homeserver, token) if count else (None, None)
     if delegated_to:
         check_delegation(server_name, delegated_to)
-    return Answers(key_id=key_id, version=version)
+    return Answers(key_id=key_id, version=version, users=users, media_bytes=media)
 
 
 def check_key(homeserver: Homeserver, signing_key: str) -> str:
     """Compare key id and key with the ones Hearth keeps: Synapse makes a new key silently when its file is gone."""
     key_id, public = verify_key(signing_key)
     answer = homeserver.request("GET", "/_matrix/key/v2/server")
-    said = answer.get("verify_keys", {}).get(key_id, {}).get("key", "")
+    keys = answer.get("verify_keys")
+    key = keys.get(key_id) if isinstance(keys, dict) else None
+    said = str(key.get("key")) if isinstance(key, dict) else ""
     if said.rstrip("=") != public or answer.get("server_name") != homeserver.server_name:
         raise CheckFailed(
             f"The homeserver does not sign as {homeserver.server_name} with its key {key_id}. It is kept from being "
@@ -54,10 +68,9 @@ def check_key(homeserver: Homeserver, signing_key: str) -> str:
     return key_id
 
 
-def check_login(homeserver: Homeserver, secret: str) -> str:
-    """Sign in with the service account and read the version, which only a server admin may: one check for both."""
-    with homeserver.signed_in(SERVICE, secret) as token:
-        said = homeserver.request("GET", "/_synapse/admin/v1/server_version", token=token)
+def check_admin(homeserver: Homeserver, token: str) -> str:
+    """Read the version by the service account, which only a server admin may: that shows both."""
+    said = homeserver.request("GET", "/_synapse/admin/v1/server_version", token=token)
     return str(said.get("server_version", "")).split(" ")[0][:20]
 
 
@@ -80,7 +93,9 @@ def count_users(metrics_url: str) -> int | None:
         return None
     try:
         with (
-            httpx.Client(timeout=TIMEOUT, trust_env=False, verify=metrics_url.startswith("https")) as client,
+            httpx.Client(
+                timeout=TIMEOUT, trust_env=False, verify=metrics_url.startswith("https"), headers=PLAIN
+            ) as client,
             client.stream("GET", metrics_url) as response,
         ):
             page = bounded(response.raise_for_status(), METRICS_LARGEST).decode(errors="replace")

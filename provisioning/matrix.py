@@ -22,6 +22,7 @@ from provisioning.providers.base import ProviderError
 SERVICE, ADMIN = "hearth-service", "admin"
 TIMEOUT = httpx.Timeout(10.0, connect=3.0)
 TOKEN_SECONDS = 60
+PLAIN = {"Accept-Encoding": "identity"}
 LARGEST, LONGEST = 1024 * 1024, 30.0
 """Bytes and seconds of one answer. A homeserver belongs to a customer: it may not keep Hearth from the others."""
 
@@ -40,7 +41,9 @@ class Homeserver:
 
     def __init__(self, url: str, server_name: str) -> None:
         self.server_name = server_name
-        self._client = httpx.Client(base_url=url.rstrip("/"), timeout=TIMEOUT, trust_env=False, verify=_verify(url))
+        self._client = httpx.Client(
+            base_url=url.rstrip("/"), timeout=TIMEOUT, trust_env=False, verify=_verify(url), headers=PLAIN
+        )
 
     def __enter__(self) -> Homeserver:
         return self
@@ -58,7 +61,7 @@ class Homeserver:
             raise MatrixError(
                 f"The homeserver did not answer {path} ({type(error).__name__}).", code="HomeserverUnreachable"
             ) from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise MatrixError(
                 f"The homeserver's answer to {path} is not JSON (status {response.status_code})."
             ) from None
@@ -111,13 +114,16 @@ class Homeserver:
 
 
 def bounded(response: httpx.Response, largest: int = LARGEST) -> bytes:
-    """Read an answer to its end, or raise `httpx.ReadError` when it has none in sight."""
-    body, end = b"", time.monotonic() + LONGEST
-    for chunk in response.iter_bytes():
+    """Read an answer to its end, or raise `httpx.ReadError` when it has none in sight.
+
+    It is read as it was sent: packed, a few kilobytes can become gigabytes before anybody has counted them.
+    """
+    body, end = bytearray(), time.monotonic() + LONGEST
+    for chunk in response.iter_raw():
         body += chunk
         if len(body) > largest or time.monotonic() > end:
             raise httpx.ReadError("It answers without end.")
-    return body
+    return bytes(body)
 
 
 def json_web_token(subject: str, secret: str) -> str:

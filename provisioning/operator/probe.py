@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
+import orjson
 
 from provisioning.operator.observed import Probe
 
 LIMIT = 5.0  # seconds for each question
 LARGEST = 1 << 20  # bytes of an answer
+LONGEST = 100  # characters of what a status takes over from an answer
 
 VERSIONS = "/_matrix/client/versions"
 KEYS = "/_matrix/key/v2/server"
@@ -23,13 +25,20 @@ class NotAnswering(Exception):
 
 
 class Prober:
-    """Asks homeservers. `address` has `{namespace}` where the server's namespace belongs."""
+    """Asks homeservers. `address` has `{namespace}` where the server's namespace belongs.
+
+    A homeserver that somebody has broken into may answer anything: neither without end, nor packed so that little
+    becomes much, nor with another address to ask instead.
+    """
 
     def __init__(self, address: str, *, at_once: int = 32) -> None:
         self._address = address
         self._places = asyncio.Semaphore(at_once)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, force_close=True), timeout=aiohttp.ClientTimeout(total=LIMIT)
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
+            timeout=aiohttp.ClientTimeout(total=LIMIT),
+            headers={"Accept-Encoding": "identity"},
+            auto_decompress=False,
         )
 
     async def close(self) -> None:
@@ -49,25 +58,25 @@ class Prober:
                 release = await self._get(base + RELEASE, optional=True)
             except NotAnswering as error:
                 return Probe(False, message=f"The server runs but does not answer as it should: {error}.")
-        version = str((release.get("server") or {}).get("version") or server["spec"]["synapse"]["version"])
-        return Probe(True, version.split(" ", maxsplit=1)[0], key)
+        version = str(_object(release.get("server")).get("version") or server["spec"]["synapse"]["version"])
+        return Probe(True, version.split(" ", maxsplit=1)[0][:LONGEST], key)
 
     def _key(self, found: Mapping[str, Any], name: str) -> str:
         if found.get("server_name") != name:
-            raise NotAnswering(f"{KEYS} is signed for {found.get('server_name')!r}, not for {name!r}")
-        keys = sorted(found.get("verify_keys") or {})
+            raise NotAnswering(f"{KEYS} is signed for {str(found.get('server_name'))[:LONGEST]!r}, not for {name!r}")
+        keys = sorted(_object(found.get("verify_keys")))
         if not keys:
             raise NotAnswering(f"{KEYS} has no key")
-        return str(keys[0])
+        return str(keys[0])[:LONGEST]
 
     async def _get(self, url: str, *, optional: bool = False) -> dict[str, Any]:
         try:
-            async with self._session.get(url) as response:
+            async with self._session.get(url, allow_redirects=False) as response:
                 if response.status != 200:
                     if optional:
                         return {}
                     raise NotAnswering(f"{url} answers {response.status}")
-                found = await response.json(content_type=None) if await _small(response) else None
+                found = orjson.loads(await _small(response))
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise NotAnswering(f"{url} can't be reached ({type(error).__name__})") from error
         if not isinstance(found, dict):
@@ -75,5 +84,14 @@ class Prober:
         return found
 
 
-async def _small(response: aiohttp.ClientResponse) -> bool:
-    return response.content_length is None or response.content_length <= LARGEST
+def _object(found: Any) -> Mapping[str, Any]:
+    return found if isinstance(found, Mapping) else {}
+
+
+async def _small(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > LARGEST:
+            raise ValueError("it answers without end")
+    return bytes(body)
