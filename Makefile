@@ -1,7 +1,7 @@
 # `make run` and `make test` do all their own set-up. `make` alone lists the rest.
 .SHELLFLAGS := -ec
 .DEFAULT_GOAL := help
-.PHONY: help run manage test lint smoke chaos bench cluster operator-faults e2e-node fuzz coverage-security clean hooks venv venv-dev
+.PHONY: help run manage test lint smoke chaos bench cluster operator-image operator-faults e2e-node fuzz coverage-security clean hooks venv venv-dev
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,6 +17,9 @@ TEST_WORKERS ?= 3
 # Measurements that need a Kubernetes control plane.
 ON_CLUSTER := operator chart
 NODES ?= 3
+# What builds an image from a Containerfile; podman and docker take the same words.
+BUILDER ?= buildah
+OPERATOR_IMAGE := var/operator-image
 PYTEST ?=
 RUNS ?= 1000000
 SEED ?= 1
@@ -62,6 +65,14 @@ bench: venv-dev  ## Run one measurement: BENCH=name runs tests/bench/name.py
 
 cluster: venv-dev  ## Run a Kubernetes control plane for development until Ctrl-C, and print its KUBECONFIG (NODES=3)
 	@exec $(WITH_MAKE) $(BIN)/python -m tests.cluster --nodes $(NODES)
+
+operator-image: venv  ## Make the operator's image for a cluster: make operator-image BASE=... IMAGE=... (docs/kubernetes.md)
+	@test -n "$(BASE)" -a -n "$(IMAGE)" || { echo "Say what it stands on and what it is called:" \
+		"make operator-image BASE=<an image with Python 3.11> IMAGE=<its name>. Nothing was made."; exit 2; }
+	@rm -rf $(OPERATOR_IMAGE)
+	@$(BIN)/python -m provisioning.operator.image.context $(OPERATOR_IMAGE)
+	@$(BUILDER) build --build-arg BASE=$(BASE) --tag $(IMAGE) --file $(OPERATOR_IMAGE)/Containerfile $(OPERATOR_IMAGE)
+	@rm -rf $(OPERATOR_IMAGE)
 
 operator-faults: venv-dev  ## Many injected faults and kills for the operator: make operator-faults FAULTS=100 KILLS=10
 	@$(BIN)/python -m tests.prepare --no-browser

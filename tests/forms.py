@@ -42,6 +42,7 @@ class _Forms(HTMLParser):
         name = values.get("name", "")
         if tag == "select":
             self._select = name
+            form.names.add(name)
         elif tag == "option":
             if "selected" in present or self._select not in form.fields:
                 form.fields[self._select] = values.get("value", "")

@@ -46,6 +46,10 @@ class Person:
         expect(page, "Open the link in your mail")
         page = submit(self.browser, self.get(self.mailed_link()), "/")
         expect(page, "Protect your account")
+        self.add_authenticator()
+
+    def add_authenticator(self) -> None:
+        """Add an authenticator app."""
         page = self.get("/account/2fa/totp/activate/")
         secret = re.search(r'id="authenticator_secret">([A-Z2-7]+)<', page.text)
         assert secret is not None, page.text
@@ -75,9 +79,9 @@ class Person:
         expect(page, name)
         return "/o/" + page.url.path.split("/")[2] + "/"
 
-    def create_server(self, organisation: str, name: str) -> str:
-        """Create a server and return the path of its page."""
-        page = submit(self.browser, self.get(f"{organisation}servers/new/"), name=name)
+    def create_server(self, organisation: str, name: str, **chosen: str) -> str:
+        """Create a server and return the path of its page. `chosen` are other fields of the form, such as `region`."""
+        page = submit(self.browser, self.get(f"{organisation}servers/new/"), name=name, **chosen)
         expect(page, name)
         assert re.fullmatch(rf"{organisation}servers/[0-9a-f-]+/", page.url.path), page.url
         return page.url.path

@@ -45,10 +45,13 @@ class Cluster:
 
     kwok plays `nodes` nodes and the pods on them; with 0 there is no kwok, and pods stay pending. For a real node the
     API server listens on another `address` than loopback, which pods can reach, and real `databases` need no stand-in.
+    Its folder lies in `parent`.
     """
 
-    def __init__(self, *, nodes: int = 3, address: str = LOOPBACK, databases: bool = False) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))
+    def __init__(
+        self, *, nodes: int = 3, address: str = LOOPBACK, databases: bool = False, parent: Path = Path("/tmp")
+    ) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         self._lock = (self.folder / ".lock").open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.logs = self.folder / "logs"

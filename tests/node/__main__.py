@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from provisioning.operator.image import context
 from tests.cluster import definitions, tools
 from tests.node import images, namespaces, probe
 from tests.node.versions import VERSIONS
@@ -30,16 +31,21 @@ def main() -> int:
         tools.ensure((*tools.TESTS, *tools.NODE), say=say)
         definitions.ensure(say=say)
         archives = images.ensure(VERSIONS, say=say)
-    except (tools.Missing, images.Failed) as missing:
+    except (tools.Missing, images.Failed, context.Failed) as missing:
         say(f"\n*** The real node can't be had: {missing}\n")
         return 1
     say(f"Programs and images are there after {time.monotonic() - began:.0f} s.")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HEARTH_")}
-    environment |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'platform'}"}
     with namespaces.folder() as place:
+        environment = {name: value for name, value in os.environ.items() if not unwanted(name)}
+        environment |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'platform'}", "TMPDIR": str(place)}
         words = [f"{name}={path}" for name, path in archives.items()]
         argv = (sys.executable, "-m", "tests.node.scenario", str(place), *words)
         return namespaces.run(argv, place, environment)
+
+
+def unwanted(name: str) -> bool:
+    """Tell whether a variable would lead elsewhere: to another Hearth or cluster, or through a proxy."""
+    return name.startswith(("HEARTH_", "KUBECONFIG")) or name.lower().endswith("_proxy")
 
 
 def unable(faults: list[str]) -> bool:

@@ -1,5 +1,7 @@
 """The container images of the real node, made on this machine: from Debian's packages, PyPI and Go modules.
 
+That of Hearth's own operator is made by the recipe that customers have, `provisioning/operator/image/`.
+
 Each lies in the cache as an OCI archive whose name holds a hash of all that it is made of, so the second run makes
 none. Debian's mirror and its proxy are those of this machine's apt, PyPI's those of its pip. Every image is called
 `localhost/...`; none is ever pulled or pushed. Debian's packages are as new as on the day an image was made.
@@ -22,10 +24,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from provisioning.operator.image import context
 from provisioning.providers.local import environments
 from provisioning.providers.local.processes import Command, spawn_argv
 from tests.cluster import tools
 from tests.node.namespaces import UNSHARE, in_memory
+from tests.operator import render_helper
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
@@ -49,14 +53,18 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Image:
-    """One image: its name, the image it stands on, and the recipe that fills the root folder it is given."""
+    """One image: its name, the image it stands on, and the recipe that fills the root folder it is given.
+
+    With `context` there is a Containerfile: it fills the folder that this is built in.
+    """
 
     name: str
     base: str
-    make: Callable[[Root], None]
+    make: Callable[[Root], None] | None = None
     inputs: tuple[bytes, ...] = ()
     """What the recipe reads, beside its own text."""
     command: str = ""
+    context: Callable[[Path], None] | None = None
 
     @property
     def reference(self) -> str:
@@ -116,12 +124,18 @@ class Builder:
 
     def build(self, image: Image, archive: Path) -> None:
         """Make one image and write its archive."""
-        container = self.buildah("from", image.base).strip()
-        image.make(Root(self, container))
-        if image.command:
-            self.buildah("config", "--cmd", image.command, container)
-        self.buildah("umount", container)
-        self.buildah("commit", "--quiet", "--rm", container, image.reference)
+        if image.make is not None:
+            container = self.buildah("from", image.base).strip()
+            image.make(Root(self, container))
+            if image.command:
+                self.buildah("config", "--cmd", image.command, container)
+            self.buildah("umount", container)
+            self.buildah("commit", "--quiet", "--rm", container, image.reference)
+        if image.context is not None:
+            folder = self.folder / "context"
+            image.context(folder)
+            words = ["--pull-never", "--isolation=chroot", "--build-arg", f"BASE={image.base}"]
+            self.buildah("build", "--quiet", *words, "--tag", image.reference, str(folder))
         fresh = archive.with_name(f".{archive.name}")
         fresh.unlink(missing_ok=True)
         self.buildah(
@@ -210,9 +224,26 @@ def cloudnative_pg() -> Image:
     return Image("cloudnative-pg:1.27.0", "scratch", make, (hashlib.sha256(program.read_bytes()).digest(),))
 
 
+def operator() -> Image:
+    """Hearth's operator, by the recipe that is the product's own."""
+    helper = render_helper.helper()
+
+    def fill(folder: Path) -> None:
+        context.fill(folder, helper=helper)
+
+    made_of = [
+        context.HERE / "Containerfile",
+        context.HERE / "context.py",
+        *(ROOT / each for each in context.sources()),
+    ]
+    files = [f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes() for path in made_of]
+    inputs = (*files, "".join(context.requirements()).encode(), hashlib.sha256(helper.read_bytes()).digest())
+    return Image("hearth-operator:1", debian().reference, context=fill, inputs=inputs)
+
+
 def everything(versions: Sequence[str]) -> list[Image]:
     """Return all images of a run, those first on which others stand."""
-    return [pause(), debian(), cloudnative_pg(), postgres(), redis(), *map(synapse, versions)]
+    return [pause(), debian(), cloudnative_pg(), operator(), postgres(), redis(), *map(synapse, versions)]
 
 
 def ensure(versions: Sequence[str], *, say: Say) -> dict[str, Path]:
@@ -261,7 +292,7 @@ def _key(image: Image, images: Sequence[Image]) -> str:
     parts = [
         image.name.encode(),
         base.encode(),
-        inspect.getsource(image.make).encode(),
+        inspect.getsource(image.make or Builder).encode(),
         inspect.getsource(Root).encode(),
         *image.inputs,
     ]
@@ -324,6 +355,6 @@ def _say(text: str) -> None:
 if __name__ == "__main__":
     try:
         make(sys.argv[1:], say=_say)
-    except Failed as _failed:
+    except (Failed, context.Failed) as _failed:
         _say(f"\n*** {_failed}")
         sys.exit(1)

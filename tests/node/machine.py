@@ -7,7 +7,6 @@ network namespace, which has no way out: nothing is pulled, no pod reaches anyth
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -29,9 +28,13 @@ ROOT = Path(__file__).resolve().parents[2]
 ADDRESS = "10.87.0.1"
 PODS = "10.88.0.0/24"
 SERVICES = "10.96.0.0/12"
+WIDEST = 400
+"""Characters of one line of a log that is shown."""
 CPUS = 8
 """What the node offers, so that the smallest server and its database fit; a machine for tests may have two."""
 PLUGINS = "/usr/lib/cni"
+MACHINE = tuple(map(Path, ("/run", "/var/log", "/var/lib/cni", "/var/lib/kubelet")))
+"""Sockets of containerd, names of network namespaces, links to logs, addresses that were given."""
 CNPG = "github.com/cloudnative-pg/cloudnative-pg"
 
 
@@ -41,7 +44,7 @@ class Node:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.logs = folder / "logs"
-        self.cluster = Cluster(nodes=0, address=ADDRESS, databases=True)
+        self.cluster = Cluster(nodes=0, address=ADDRESS, databases=True, parent=folder)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
@@ -69,6 +72,7 @@ class Node:
         for name in ("logs", "cni", "volumes", "kubelet", "pods", "images"):
             (self.folder / name).mkdir()
         in_memory(self.folder / "images")
+        _own_folders()
         _network()
         self.cluster.start()
         self._write()
@@ -147,7 +151,12 @@ class Node:
         found = []
         for path in sorted((self.folder / "pods").glob(f"{namespace}_{pod}*/*/*.log")):
             found += [f"== {path.parent.name} {path.name}", *path.read_text(errors="replace").splitlines()[-lines:]]
-        return "\n".join(found)
+        return "\n".join(each[:WIDEST] for each in found)
+
+    def kill_container(self, name: str) -> None:
+        """End a container's first process with SIGKILL, without telling the kubelet."""
+        words = ["ctr", "-a", str(self.socket), "-n", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", name]
+        subprocess.run(words, check=True, timeout=60)
 
     def containers(self) -> set[str]:
         """Return the names of all containers that run, without the pods' own."""
@@ -290,6 +299,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
         pair = self.cluster.authority.issue(user, groups=groups)
         files = {"client-certificate": pair.certificate, "client-key": pair.key}
         for name, content in files.items():
+            place.with_suffix(f".{name}").touch(mode=0o600)
             place.with_suffix(f".{name}").write_bytes(content)
         paths = {name: str(place.with_suffix(f".{name}")) for name in files}
         write_kubeconfig(place, self.cluster.url, self.cluster.folder / "ca.crt", paths)
@@ -312,6 +322,13 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
                 stderr=log,
                 start_new_session=True,
             )
+
+
+def _own_folders() -> None:
+    """Put empty folders in the place of the machine's, into which these programs write wherever they are told to."""
+    for each in MACHINE:
+        each.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", str(each)], check=True, timeout=20)
 
 
 def _network() -> None:
@@ -345,9 +362,7 @@ def _pod_network() -> Object:
 
 
 def _mount(source: Path, target: Path) -> None:
+    if not target.exists():  # below /run, which is empty
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.touch()
     subprocess.run(["mount", "--bind", str(source), str(target)], check=True, timeout=20)
-
-
-def environment() -> dict[str, str]:
-    """Return the environment of programs that are no part of the node."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("HEARTH_", "KUBECONFIG"))}

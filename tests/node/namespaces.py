@@ -20,11 +20,14 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from provisioning.providers.local.paths import agent_socket
 from provisioning.providers.local.processes import Command, spawn_argv
 
 PREFIX = "hearth-node-"
 PLENTY = 12 << 20
 """kB of memory."""
+STATE = "hearth"
+"""The state folder of the run's Hearth, in the run's folder."""
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 UNSHARE = ("unshare", "--net", "--mount", "--pid", "--ipc", "--uts", "--fork", "--mount-proc", "--kill-child")
 
@@ -38,6 +41,7 @@ def folder() -> Iterator[Path]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         # Under its name only now that the lock is held: before that, another run would take it for one that was left.
         place = fresh.rename(fresh.with_name(fresh.name[1:]))
+        place.chmod(0o711)  # Hearth's database and homeservers have users of their own
         for each in controllers():
             (each / place.name).mkdir()
         try:
@@ -101,6 +105,8 @@ def sweep() -> None:
 def _remove(place: Path) -> None:
     for controller in controllers():
         _remove_groups(controller / place.name)
+    # Its sockets lie apart, because their paths must be short.
+    shutil.rmtree(agent_socket(place / STATE).parent, ignore_errors=True)
     shutil.rmtree(place, ignore_errors=True)
 
 

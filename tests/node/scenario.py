@@ -1,177 +1,215 @@
-"""What is tried on the real node, one step after the other. Runs inside of the run's namespaces; see `__main__`."""
+"""What is tried on the real node, one step after the other. Runs inside of the run's namespaces; see `__main__`.
+
+Alice has her server by Hearth's own pages. Only where no page says it (another size) Hearth's database is told, and
+only to look at what came of it, or to do harm, the cluster is asked.
+"""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 
+from provisioning.providers.kubernetes.place import ROUTE
 from provisioning.providers.local.keys import verify_key
 from tenants.releases import Release
-from tests.chart import values
-from tests.chart.processes import new_secret
-from tests.cluster.api import Object
+from tests.cluster.furnish import NAME
+from tests.node import hearth
+from tests.node.hearth import Alice, Staff
 from tests.node.machine import Node
+from tests.node.namespaces import STATE
+from tests.node.operator_pods import NAMESPACE, Operator
 from tests.node.people import Person
 from tests.node.versions import NEW, OLD
 from tests.node.volumes import CLASS
-from tests.operator.process import Operator
-from tests.operator.servers import SERVER, Servers
+from tests.operator.servers import STATEFUL, Server
+from tests.stack import Stack, alive
 
-PROBE = "http://synapse-main.{namespace}.svc:8008"
-STATEFUL = ("apps/v1", "StatefulSet")
 LIMIT = 420.0
 """Seconds that any step may wait; a machine for tests may be slow."""
+SIZE = {"vcpu": 4, "memory_mb": 8192, "disk_gb": 40}
+"""The smallest at which Hearth gives a server workers."""
 
 
 class Scenario:
     """One server's life."""
 
-    def __init__(self, node: Node, operator: Operator, archives: Mapping[str, Path]) -> None:
+    def __init__(self, node: Node, archives: Mapping[str, Path]) -> None:
         self.node = node
-        self.operator = operator
         self.archives = archives
         self.seconds: dict[str, float] = {}
-        self.servers = Servers(node.api)
-        self.secret = new_secret()
+        self.operator = Operator(node, self.image("hearth-operator"))
+        self.stack: Stack | None = None
 
     def run(self) -> None:
         """Do it all. A step that fails ends the run with what the cluster says."""
-        with self.step("node"):
+        try:
+            for step in (
+                self.begin,
+                self.operators,
+                self.region,
+                self.create,
+                self.talk,
+                self.resize,
+                self.suspend,
+                self.resume,
+                self.go_back,
+                self.upgrade,
+                self.delete,
+            ):
+                with self.step(step.__name__):
+                    step()
+        finally:
+            self.end()
+
+    def begin(self) -> None:
+        """The node becomes ready and has its images; meanwhile Hearth starts and people sign up."""
+        with ThreadPoolExecutor(1) as beside:
+            loaded = beside.submit(self.node.load, self.archives.values())
+            self.stack = hearth.start(self.node.folder)
+            self.staff = Staff(self.stack, "staff@example.org")
+            self.staff.claim()
+            self.alice = Alice(self.stack, "alice@example.org")
+            self.alice.sign_up()
             self.node.wait_ready()
-            self.node.load(self.archives.values())
-        with self.step("database_operator"):
-            self.node.install_cloudnative_pg(self.image("cloudnative-pg"))
-            self.node.wait_cloudnative_pg(seconds=LIMIT)
-        with self.step("create"):
-            self.create()
-        with self.step("talk"):
-            self.alice.register(self.secret["registration"])
-            self.alice.talk("The first message")
-        for step in (self.resize, self.workers, self.suspend, self.resume, self.upgrade, self.delete):
-            with self.step(step.__name__):
-                step()
+            loaded.result()
+
+    def operators(self) -> None:
+        """CloudNativePG's operator, and Hearth's by its chart."""
+        self.node.install_cloudnative_pg(self.image("cloudnative-pg"))
+        self.operator.install()
+        self.node.wait_cloudnative_pg(seconds=LIMIT)
+        self.operator.wait_ready(seconds=LIMIT)
+
+    def region(self) -> None:
+        """Staff make the cluster a region, by the account that the chart made for Hearth; its check finds no fault."""
+        cluster = self.node.cluster
+        self.staff.make_region(
+            hearth.kubeconfig(self.node.api, cluster.url, cluster.folder / "ca.crt"),
+            route=ROUTE,
+            synapse_image="localhost/synapse:v{version}",
+            postgres_image=self.image("postgresql"),
+            redis_image=self.image("redis"),
+            storage_class=CLASS,
+            ingress_class=NAME,
+            issuer=NAME,
+            priority_class="hearth-server",
+            etcd_encrypted="on",
+        )
 
     def create(self) -> None:
-        """Make a server as Hearth's provider does: a namespace under `restricted`, a Secret, a MatrixServer.
+        """Alice orders a server in that region; Hearth calls it ready after its own checks."""
+        self.alice.orders("hearth")
+        self.alice.wait_done("Create", limit=LIMIT)
+        self.alice.wait_for(self.alice.server, "ready", LIMIT)
+        self.namespace = self.alice.namespace
+        self.server = Server(self.node.api, self.namespace)
+        self.key = self.signing_key()
+        self.answers(NEW)
 
-        Only this step and `delete` know how a server comes and goes. All others need `namespace`, `secret`, `server`
-        and `alice` alone, so Hearth's own page can take their place.
-        """
-        self.namespace = self.servers.place()
-        meta = {"name": "synapse-secrets", "namespace": self.namespace}
-        self.node.api.apply({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": self.secret})
-        self.server = self.servers.make(self.spec(OLD), namespace=self.namespace)
-        self.alice = Person(PROBE.format(namespace=self.namespace), "alice")
-        self.settled()
-        self.answers(OLD)
+    def talk(self) -> None:
+        """The password that the page shows once opens the server to a Matrix client."""
+        shown = self.alice.connection(self.alice.server)
+        self.person = Person(self.route(), shown.user, shown.password)
+        self.person.talk("The first message")
 
     def resize(self) -> None:
-        """More memory for the processes and more room for the database and the media."""
-        self.server.change(
-            size={"cpu": 3, "memory": "5Gi", "disk": "30Gi"},
-            database={"cluster": {"storage": {"size": "6Gi"}}},
-            media={"volume": {"size": "7Gi"}},
+        """More memory, larger volumes; at that size also Redis, generic workers and a federation sender."""
+        stack = self.started()
+        self.alice.carry_out(
+            "Apply changes",
+            lambda: hearth.resize(stack, self.alice.server.split("/")[-2], **SIZE),
+            "ready",
+            limit=LIMIT,
         )
-        self.settled()
-        grown = {"postgres-1": "6Gi", "media": "7Gi"}
+        grown = {"postgres-1": "19Gi", "media": "20Gi"}
         self.node.api.wait("grown volumes", lambda: grown.items() <= self.claims().items(), seconds=LIMIT)
-        self.alice.talk("After the resize")
-
-    def workers(self) -> None:
-        """Redis, a generic worker and a federation sender beside the main process."""
-        self.server.change(
-            size={"cpu": 3, "memory": "5Gi"},
-            workers={"generic": {"min": 1, "max": 1}, "federationSenders": 1},
-            redis={"own": {"persistence": True, "storage": {"size": "1Gi", "class": CLASS}}},
-            images={"redis": self.image("redis")},
-        )
-        self.settled()
-        self.alice.talk("With workers")
-        through = Person(f"http://synapse-generic.{self.namespace}.svc:8008", "alice", self.alice.room, self.alice.said)
-        through.talk("Through a worker")
+        self.person.talk("After the resize")
+        self.person.through(f"http://synapse-generic.{self.namespace}.svc:8008").talk("Through a worker")
 
     def suspend(self) -> None:
         """No process is left; whoever asks is told why."""
-        self.server.change(suspended={"message": "The bill of November is open."})
-        self.server.wait("Ready", "False", "Suspended", seconds=LIMIT)
+        message = "The bill of November is open."
+        self.alice.carry_out("Suspend", lambda: self.alice.suspend(message), "suspended", limit=LIMIT)
         self.node.api.wait("end of all processes", lambda: set(self.pods()) <= {"synapse-front"}, seconds=LIMIT)
         front = f"http://synapse-front.{self.namespace}.svc:8080/_matrix/client/versions"
         answer = self.node.api.wait("an answer of the front", lambda: _get(front), seconds=LIMIT)
         assert answer.status_code == 403, answer.text
-        assert answer.json()["error"] == "The bill of November is open.", answer.text
+        assert answer.json()["error"] == message, answer.text
 
     def resume(self) -> None:
         """Everything is there again."""
-        self.server.change(suspended=None)
-        self.settled()
-        self.alice.talk("After the pause")
+        self.alice.carry_out("Resume", self.alice.resume, "ready", limit=LIMIT)
+        self.person.talk("After the pause")
+
+    def go_back(self) -> None:
+        """An older Synapse, whose database the newer one has not closed to it."""
+        self.alice.carry_out("Upgrade", lambda: self.alice.change_version(OLD.version), "ready", limit=LIMIT)
+        self.answers(OLD)
+        self.person.talk("With an older Synapse")
 
     def upgrade(self) -> None:
-        """A newer Synapse; the operator is killed as soon as it has begun."""
+        """The newest Synapse again; the operator that leads is killed as soon as it has begun."""
+        self.alice.carry_out("Upgrade", self.upgrade_and_kill, "ready", limit=LIMIT)
+        self.answers(NEW)
+        self.person.talk("After the upgrade")
+
+    def upgrade_and_kill(self) -> None:
         before = self.server.need(STATEFUL, "synapse-main")["metadata"]["generation"]
-        self.server.change(synapse=_synapse(NEW), images={"synapse": self.image("synapse", NEW)})
+        self.alice.change_version(NEW.version)
         self.server.wait_child(
             STATEFUL, "synapse-main", lambda found: found["metadata"]["generation"] > before, seconds=LIMIT
         )
-        self.operator.kill()
-        self.operator.start()
-        self.settled()
-        self.answers(NEW)
-        self.alice.talk("After the upgrade")
+        killed = self.operator.kill_leader(seconds=LIMIT)
+        self.node.api.wait("leader among the operators", self.operator.leader, seconds=LIMIT)
+        say(f"killed the operator {killed}; {self.operator.leader()} leads")
 
     def delete(self) -> None:
         """Nothing is left: no pod, no volume, no folder, no container."""
-        api = self.node.api
-        api.delete(*SERVER, "synapse", self.namespace)
-        api.wait("end of the server", lambda: api.get(*SERVER, "synapse", self.namespace) is None, seconds=LIMIT)
-        api.wait("end of its pods", lambda: not self.pods(), seconds=LIMIT)
-        api.delete("v1", "Namespace", self.namespace)
-        api.wait("end of the namespace", lambda: api.get("v1", "Namespace", self.namespace) is None, seconds=LIMIT)
+        self.alice.delete()
+        self.alice.wait_for_end(self.alice.server, LIMIT)
+        api, folders = self.node.api, self.node.folder / "volumes"
+        assert api.get("v1", "Namespace", self.namespace) is None
         api.wait("end of its volumes", lambda: not api.list("v1", "PersistentVolume"), seconds=LIMIT)
-        folders = self.node.folder / "volumes"
         api.wait("end of their folders", lambda: not list(folders.iterdir()), seconds=LIMIT)
-        api.wait("end of its containers", lambda: self.node.containers() == {"manager"}, seconds=LIMIT)
+        api.wait("end of its containers", lambda: self.node.containers() == {"manager", "operator"}, seconds=LIMIT)
 
-    def settled(self) -> None:
-        """Wait until the server answers, nothing is under way and nothing is wrong."""
-        for kind, status in (("Ready", "True"), ("Progressing", "False"), ("Degraded", "False")):
-            self.server.wait(kind, status, seconds=LIMIT)
-        self.server.wait("Ready", "True", seconds=LIMIT)
+    def end(self) -> None:
+        """Stop Hearth as Ctrl-C does."""
+        if self.stack is not None and self.stack.process is not None and self.stack.process.poll() is None:
+            family = self.stack.family()
+            self.stack.stop()
+            assert not alive(family), f"Hearth has left {alive(family)}"
 
     def answers(self, release: Release) -> None:
-        """The protocol checks: versions, the signing key, the release that runs."""
-        base = PROBE.format(namespace=self.namespace)
-        assert httpx.get(f"{base}/_matrix/client/versions").json()["versions"]
-        key_id = verify_key(self.secret["signing.key"])[0]
-        assert key_id in httpx.get(f"{base}/_matrix/key/v2/server").json()["verify_keys"]
-        version = httpx.get(f"{base}/_matrix/federation/v1/version").json()["server"]["version"]
+        """The protocol checks: versions, the signing key that never changes, the release that runs."""
+        assert httpx.get(f"{self.route()}/_matrix/client/versions").json()["versions"]
+        assert self.signing_key() == self.key
+        key_id = verify_key(self.key)[0]
+        assert key_id in httpx.get(f"{self.route()}/_matrix/key/v2/server").json()["verify_keys"]
+        version = httpx.get(f"{self.route()}/_matrix/federation/v1/version").json()["server"]["version"]
         assert version == release.version, version
         assert self.server.status()["version"] == release.version, self.server.status()
 
-    def spec(self, release: Release) -> dict[str, Any]:
-        """Return the smallest server with everything its own."""
-        return values.monolith(
-            serverName="alice.test",
-            publicHost="alice.test",
-            synapse=_synapse(release),
-            images={"synapse": self.image("synapse", release), "postgres": self.image("postgresql"), "redis": None},
-            database={"cluster": {"storage": {"size": "5Gi", "class": CLASS}}},
-            media={"s3": None, "volume": {"size": "5Gi", "class": CLASS}},
-            routing={"ingress": {"class": "test"}, "certificate": {"issuerRef": {"name": "test"}}},
-            secret={"signingKeyId": verify_key(self.secret["signing.key"])[0]},
-        )
+    def route(self) -> str:
+        """Return where the server's main process answers."""
+        return ROUTE.format(namespace=self.namespace)
 
-    def image(self, name: str, release: Release | None = None) -> str:
+    def signing_key(self) -> str:
+        found = self.node.api.get("v1", "Secret", "synapse-secrets", self.namespace)
+        assert found is not None, "the server has no Secret"
+        return base64.b64decode(found["data"]["signing.key"]).decode().strip()
+
+    def image(self, name: str) -> str:
         """Return the whole name of an image of this run."""
-        start = f"localhost/{name}:" + (f"v{release.version}" if release else "")
-        return next(each for each in self.archives if each.startswith(start))
+        return next(each for each in self.archives if each.startswith(f"localhost/{name}:"))
 
     def claims(self) -> dict[str, str]:
         """Return the real size of each claim."""
@@ -183,9 +221,13 @@ class Scenario:
         found = self.node.api.list("v1", "Pod", self.namespace)
         return [each["metadata"]["labels"].get("app.kubernetes.io/name", each["metadata"]["name"]) for each in found]
 
+    def started(self) -> Stack:
+        assert self.stack is not None
+        return self.stack
+
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Time a step; where it fails, tell what the cluster knows."""
+        """Time a step; where it fails, tell what is known."""
         say(f"{name} ...")
         began = time.monotonic()
         try:
@@ -201,18 +243,17 @@ class Scenario:
         """Print what helps to understand a failure."""
         for name in ("containerd", "kubelet", "kube-proxy", "coredns", "volumes"):
             say(f"--- {name}\n{self.node.tail(name, 12)}")
-        say("--- operator\n" + "\n".join(self.operator.text().splitlines()[-25:]))
-        for namespace in filter(None, ("cnpg-system", getattr(self, "namespace", ""))):
+        if self.stack is not None:
+            say("--- Hearth\n" + "".join(self.stack.lines[-25:]))
+        for path in sorted((self.node.folder / STATE / "logs").glob("*.log")):
+            say(f"--- Hearth: {path.name}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-12:]))
+        for namespace in filter(None, ("cnpg-system", NAMESPACE, getattr(self, "namespace", ""))):
             say(f"--- pods of {namespace}")
             for line in (*self.node.pods(namespace), *self.node.events(namespace)[-40:]):
                 say(f"  {line}")
             say(self.node.log(namespace, "", 25))
         if hasattr(self, "server"):
             say(json.dumps(self.server.status(), indent=1))
-
-
-def _synapse(release: Release) -> Object:
-    return {"version": release.version, "schemaVersion": release.schema, "compatVersion": release.compat}
 
 
 def _get(url: str) -> httpx.Response | None:
@@ -231,8 +272,8 @@ def main(arguments: list[str]) -> int:
     """Run on a node in a folder, with the archives of its images as `reference=path`."""
     folder, archives = Path(arguments[0]), dict(each.split("=", 1) for each in arguments[1:])
     began = time.monotonic()
-    with Node(folder) as node, Operator(node.cluster.kubeconfig, node.logs, PROBE, name="operator") as operator:
-        scenario = Scenario(node, operator, {name: Path(path) for name, path in archives.items()})
+    with Node(folder) as node:
+        scenario = Scenario(node, {name: Path(path) for name, path in archives.items()})
         scenario.run()
     say(json.dumps({"ok": True, "total_s": round(time.monotonic() - began, 1)} | scenario.seconds))
     return 0

@@ -1,0 +1,1 @@
+"""The recipe of the operator's container image."""
