@@ -55,9 +55,11 @@ def check_key(homeserver: Homeserver, signing_key: str) -> str:
     """Compare key id and key with the ones Hearth keeps: Synapse makes a new key silently when its file is gone."""
     key_id, public = verify_key(signing_key)
     answer = homeserver.request("GET", "/_matrix/key/v2/server")
-    keys = answer.get("verify_keys")
-    key = keys.get(key_id) if isinstance(keys, dict) else None
-    said = str(key.get("key")) if isinstance(key, dict) else ""
+    keys = answer.get("verify_keys", {})
+    key = keys.get(key_id, {}) if isinstance(keys, dict) else None
+    if not isinstance(key, dict):
+        raise CheckFailed("The homeserver names its keys in a way that makes no sense.", code="AnswerNotUnderstood")
+    said = str(key.get("key", ""))
     if said.rstrip("=") != public or answer.get("server_name") != homeserver.server_name:
         raise CheckFailed(
             f"The homeserver does not sign as {homeserver.server_name} with its key {key_id}. It is kept from being "
