@@ -10,6 +10,7 @@ urlpatterns = [
     path("metrics", scrape, name="internal-metrics"),
     path("", include("security.transport.urls")),
     path("", include("security.datakeys.urls")),
+    path("", include("backups.internal_urls")),
 ]
 
 handler400 = "security.transport.calls.bad_request"

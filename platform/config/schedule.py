@@ -17,6 +17,7 @@ EVERY: dict[str, float] = {
     "provisioning.tasks.sweep": 2.0,
     "provisioning.tasks.observe": 5.0,
     "provisioning.tasks.prune_samples": 600.0,
+    "backups.tasks.order_due": 30.0,
     "notifications.tasks.deliver_due": 10.0,
     "notifications.tasks.prune": 600.0,
     "accounts.tasks.forget_old": 600.0,

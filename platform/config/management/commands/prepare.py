@@ -17,6 +17,7 @@ from django.db import DatabaseError, connection, transaction
 
 from accounts.models import User
 from accounts.services import make_staff_link, staff_link_needed
+from backups.seeds import seed_backups
 from config.connections.explain import explain
 from config.env import ROOT
 from config.schedule import HEARTBEAT
@@ -102,6 +103,7 @@ class Command(BaseCommand):
                     "base_domain": settings.HEARTH["HEARTH_BASE_DOMAIN"],
                 },
             )
+        seed_backups()
         # An old heartbeat must not vouch for a beat that has not started yet.
         Heartbeat.objects.filter(name=HEARTBEAT).delete()
 
