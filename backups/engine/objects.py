@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +11,17 @@ from typing import Protocol
 
 from backups.engine.manifest import Ref
 from backups.engine.stores.base import Store
-from security.streams import Cipher, Context, DataKey, decrypt, encrypt
+from security.streams import (
+    CHUNK_SIZE,
+    HEADER_SIZE,
+    SEALED_SIZE,
+    Cipher,
+    Context,
+    DataKey,
+    Header,
+    decrypt,
+    encrypt,
+)
 
 DATABASE = Cipher.XCHACHA20_POLY1305
 FILES = Cipher.AES_256_GCM
@@ -49,6 +60,27 @@ class Vault:
     def get(self, name: str, keys: Callable[[uuid.UUID], DataKey], part_of: str) -> Iterator[memoryview]:
         """Yield an object's plaintext. Each view is valid until the next; only an end without an error is an end."""
         return decrypt(self.store.get(name), keys, self._context(name, part_of))
+
+    def adopt(self, name: str, part_of: str) -> Ref:
+        """Return what there is to know of an object that a crash left unrecorded. Reads it; opens nothing.
+
+        Raises `StoreError`, or `StreamError` when it is no stream.
+        """
+        digest, size, head = hashlib.sha256(), 0, b""
+        for piece in self.store.get(name):
+            digest.update(piece)
+            size += len(piece)
+            head += piece[: HEADER_SIZE - len(head)]
+        chunks = (size - HEADER_SIZE) // SEALED_SIZE + 1
+        return Ref(
+            name=name,
+            size=size,
+            sha256=digest.hexdigest(),
+            mark=self.store.head(name).mark,
+            key=Header.parse(head, name).key_id,
+            part_of=part_of,
+            plain=size - HEADER_SIZE - chunks * (SEALED_SIZE - CHUNK_SIZE),
+        )
 
     def _context(self, name: str, part_of: str) -> Context:
         return Context(organisation=self.organisation, server=self.server, path=name, restore_point=part_of)

@@ -20,7 +20,7 @@ class Part(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     """A part of the settings: what is misspelt is refused."""
 
 
-class Database(Part):
+class Database(Part, frozen=True, kw_only=True):
     """How the engine signs in: by a role that may replicate, and may call `pg_switch_wal()`."""
 
     host: str
@@ -35,7 +35,7 @@ class Database(Part):
     slot: str = "hearth_backup"
 
 
-class Tools(Part):
+class Tools(Part, frozen=True, kw_only=True):
     """PostgreSQL's programs, and who runs them."""
 
     programs: str = ""
@@ -45,7 +45,7 @@ class Tools(Part):
     capabilities: tuple[str, ...] = ()
 
 
-class FolderStoreAt(Part, tag="folder"):
+class FolderStoreAt(Part, frozen=True, kw_only=True, tag="folder"):
     """A store that is a folder."""
 
     path: str
@@ -54,7 +54,7 @@ class FolderStoreAt(Part, tag="folder"):
     """Whether a missing folder is made; without, it is a disk that is not mounted."""
 
 
-class S3StoreAt(Part, tag="s3"):
+class S3StoreAt(Part, frozen=True, kw_only=True, tag="s3"):
     """A store that is a bucket. The credentials' file holds `{"access_key": ..., "secret_key": ...}`."""
 
     endpoint: str
@@ -68,7 +68,7 @@ class S3StoreAt(Part, tag="s3"):
     path_style: bool = True
 
 
-class HearthAt(Part):
+class HearthAt(Part, frozen=True, kw_only=True):
     """Where Hearth's internal listener is, and the certificate that names this server."""
 
     address: str = ""
@@ -79,7 +79,7 @@ class HearthAt(Part):
     trust: str
 
 
-class Policy(Part):
+class Policy(Part, frozen=True, kw_only=True):
     """How often. Seconds and bytes. Hearth's answers may change it while the engine runs."""
 
     base_every: float = DAY
@@ -106,7 +106,7 @@ class Policy(Part):
             raise ValueError("uploads are 1 to 16, compression is 1 to 19, spool_bytes at least 64 MiB")
 
 
-class Settings(Part):
+class Settings(Part, frozen=True, kw_only=True):
     """All of it."""
 
     organisation: str

@@ -125,7 +125,7 @@ class Session:
         ever. So there is one of ours behind each moment that is stored.
         """
         self._row("SELECT pg_logical_emit_message(true, %s, '')", MARKER)
-        return lsn.number(self._row("SELECT pg_current_wal_insert_lsn()::text")[0])
+        return lsn.number(self._row("SELECT pg_current_wal_flush_lsn()::text")[0])
 
     def switch(self) -> None:
         """End the present WAL segment, where the role may: then it is stored as a whole at once."""
