@@ -1,6 +1,6 @@
-"""What says that a backup is whole: manifests of restore points, and the moments between them. Imports no Django.
+"""What says that a backup is whole: manifests of restore points, the moments between them, media. Imports no Django.
 
-Both are JSON, readable without a key: expiry, replication and cheap checks need none. What they list is bound to them
+All are JSON, readable without a key: expiry, replication and cheap checks need none. What they list is bound to them
 by a seal, the SHA-256 of the rest encrypted with a data key of this backup; so whoever restores notices a manifest that
 anybody but the engine wrote. Personal names (media ids) are in encrypted objects only. docs/backups.md is the page.
 """
@@ -10,11 +10,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import uuid
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, TypeVar
 
 import msgspec
 
+from backups.engine import names
 from security.streams import Cipher, Context, DataKey, StreamError, decrypt, encrypt
 from security.streams.flow import Keys
 
@@ -79,7 +81,7 @@ class Point(Sealed, kw_only=True):
     base: Ref
     configuration: Ref
     media: Ref | None = None
-    """Its media index, a full one."""
+    """Its media run's manifest, with an index of all files."""
     media_bytes: int = 0
     media_files: int = 0
     database_bytes: int = 0
@@ -99,7 +101,67 @@ class Moment(Sealed, kw_only=True):
     wal: tuple[Ref, ...] = ()
     """WAL objects since the moment before, in order. Pieces of a segment that has become whole may be gone later."""
     media: Ref | None = None
-    """The newest media index, full or not."""
+    """The newest whole media run's manifest."""
+
+
+class Packed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """An object with the contents of media files, in short: `media/<run>/<number>`, and as in `Ref`."""
+
+    number: int
+    size: int
+    sha256: str
+    mark: str
+    plain: int
+
+
+class Packs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Objects of one run, under one key."""
+
+    run: str
+    key: uuid.UUID
+    objects: tuple[Packed, ...]
+
+    def refs(self) -> Iterator[Ref]:
+        """Yield them in full."""
+        for each in self.objects:
+            yield Ref(
+                name=names.media(self.run, each.number),
+                size=each.size,
+                sha256=each.sha256,
+                mark=each.mark,
+                key=self.key,
+                part_of=self.run,
+                plain=each.plain,
+            )
+
+
+class MediaRun(Sealed, kw_only=True):
+    """Which media files there were when a run began at `at`, and where their contents lie.
+
+    A **full** one has an index of all files, and lists every object that they need. Another tells what changed since
+    `previous`, and needs all that the runs before it list, back to the last full one.
+    """
+
+    whole: bool
+    """False: the first part of a long run, that the next one goes on with. No point or moment names it."""
+    chain: int
+    """How many runs lie between this and the last full one; 0: this is a full one."""
+    previous: Ref | None = None
+    """The manifest of the run before; of a full one too, where there is one."""
+    index: Ref
+    known: Ref | None = None
+    packs: tuple[Packs, ...] = ()
+    files: int
+    """How many there are in all."""
+    bytes: int
+
+    def refs(self) -> Iterator[Ref]:
+        """Yield the objects that this run lists: its index and contents, not the manifests before it."""
+        yield self.index
+        if self.known is not None:
+            yield self.known
+        for packs in self.packs:
+            yield from packs.refs()
 
 
 def seal(found: T, key: DataKey, name: str) -> bytes:

@@ -7,7 +7,9 @@
     lines/<line>/wal/<segment>.<from>-<to>  a piece of a segment that is still being written
     lines/<line>/wal/<timeline>.history     a timeline's history file
     lines/<line>/moments/<moment>           what there was to restore at a moment: the chain of WAL and media
-    media/<run>/index                       which media files there are since the run before, or all of them
+    media-runs/<run>                        the manifest of a media run, written last: which objects it needs
+    media/<run>/index                       which media files there are: what changed since the run before, or all
+    media/<run>/known                       with an index of all: which contents are stored where, for the engine alone
     media/<run>/<number>                    the contents of media files, many small ones in one object
 
 A **line** is an uninterrupted history of one database: what one replication slot has given without a gap. Its ids,
@@ -23,6 +25,7 @@ from datetime import UTC, datetime
 POINTS = "points/"
 LINES = "lines/"
 MEDIA = "media/"
+MEDIA_RUNS = "media-runs/"
 SEGMENT_SIZE = 16 * 2**20
 _ID = re.compile(r"\d{8}t\d{6}z-[0-9a-f]{8}")
 _SEGMENT = re.compile(r"[0-9a-f]{24}")
@@ -69,6 +72,14 @@ def history(line: str, timeline: int) -> str:
 
 def moment(line: str, identity: str) -> str:
     return f"{LINES}{line}/moments/{identity}"
+
+
+def media_run(run: str) -> str:
+    return f"{MEDIA_RUNS}{run}"
+
+
+def media_known(run: str) -> str:
+    return f"{MEDIA}{run}/known"
 
 
 def media_index(run: str) -> str:
