@@ -14,6 +14,8 @@ containers:
     imagePullPolicy: IfNotPresent
     command: [python, /etc/synapse/start.py, /etc/synapse, /etc/synapse-secrets, {{ $group.name }}]
     workingDir: /tmp
+    # What it said last, for the operator and the server's page: without this an exit has no words with it.
+    terminationMessagePolicy: FallbackToLogsOnError
     env:
       - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
       - {name: TMPDIR, value: /tmp}

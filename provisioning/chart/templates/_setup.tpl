@@ -84,7 +84,7 @@ app.kubernetes.io/name: {{ index . 1 }}
 
 {{/* What a change of must restart every process of Synapse. */}}
 {{- define "hearth.revisions" -}}
-hearth.host/configuration: {{ .hearth.configuration | sha256sum | trunc 32 }}
+hearth.host/configuration: {{ .hearth.configuration | sha256sum | trunc 32 | quote }}
 hearth.host/secret-revision: {{ .Values.spec.secret.revision | quote }}
 hearth.host/restarts: {{ int64 .Values.spec.restarts | quote }}
 {{- end -}}
