@@ -126,7 +126,7 @@ def test_a_process_that_ends_leaves_its_last_words(name: str) -> None:
 
 
 def test_a_digest_of_figures_alone_stays_a_text() -> None:
-    # Found by trying: one digest in a million looks like a number, which the API server does not take for an annotation.
+    # Found by trying: one digest in a million looks like a number, which no API server takes for an annotation.
     spec = values.monolith(suspended={"message": "Back soon (2168331)."})
     for path in sorted((FOLDER / "templates").iterdir()):
         for line in path.read_text().splitlines():
