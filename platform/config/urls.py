@@ -14,6 +14,7 @@ urlpatterns = [
     path("", include("notifications.urls")),
     path("", include("tenants.urls")),
     path("", include("provisioning.urls")),
+    path("", include("backups.urls")),
     path("admin/", admin.site.urls),
 ]
 
