@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ MODULES = "usr/local/lib/python3.11/dist-packages"
 """Where Debian 12's Python looks for modules that are not Debian's."""
 UNUSED = 30 * 24 * 3600.0
 """Seconds after which an image that no run asked for goes."""
+KEPT = 3
+"""How many versions of one image stay: the operator's changes with every line of it."""
 KEY = 16
 BUILDING = ".building-"
 APART = tuple(word for word in UNSHARE if word != "--net")
@@ -300,11 +303,16 @@ def _key(image: Image, images: Sequence[Image]) -> str:
 
 
 def _tidy() -> None:
-    """Remove working folders (we hold the lock, so nobody uses them), and images not used for a month."""
+    """Remove working folders (we hold the lock, so nobody uses them), and images that nobody used for long."""
     for folder in cache().glob(f"{BUILDING}*"):
         shutil.rmtree(folder, ignore_errors=True)
-    for archive in cache().glob("*.tar"):
-        if time.time() - archive.stat().st_mtime > UNUSED:
+    for unfinished in cache().glob(".*.tar"):
+        unfinished.unlink()
+    seen: Counter[str] = Counter()
+    for archive in sorted(cache().glob("[!.]*.tar"), key=lambda each: -each.stat().st_mtime):
+        name = archive.stem.rpartition("-")[0]
+        seen[name] += 1
+        if seen[name] > KEPT or time.time() - archive.stat().st_mtime > UNUSED:
             archive.unlink()
 
 

@@ -31,13 +31,15 @@ class Operator:
         api.wait("end of the test cluster's definition", lambda: api.get(*DEFINITION) is None)
         api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": LABELS}})
         words = ["install", "hearth", str(DEPLOY), "--namespace", NAMESPACE, "--set", f"operator.image={self.image}"]
-        subprocess.run(
+        done = subprocess.run(
             [str(find("helm")), *words, "--kubeconfig", str(self.node.cluster.kubeconfig)],
-            check=True,
-            stdout=subprocess.DEVNULL,
+            check=False,
+            capture_output=True,
+            text=True,
             env={"HOME": str(self.node.folder), "PATH": "/usr/bin:/bin"},
             timeout=120,
         )
+        assert done.returncode == 0, done.stderr
 
     def wait_ready(self, *, seconds: float) -> None:
         """Wait until all its pods are ready and one of them leads."""

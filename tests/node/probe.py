@@ -100,12 +100,14 @@ def _script(script: str) -> Callable[[], str]:
     return probe
 
 
+OF_PROGRAMS = "bridges, pairs of interfaces and address translation"
+"""The probe that needs some of the programs itself."""
 PROBES: dict[str, Callable[[], str]] = {
     "root": _root,
     "Debian 12": _debian,
     "programs": _programs,
     "namespaces of its own": _script("true"),
-    "bridges, pairs of interfaces and address translation": _script(NETWORK),
+    OF_PROGRAMS: _script(NETWORK),
     "overlay mounts": _script(MOUNTS),
     "control groups": _groups,
 }
