@@ -32,7 +32,9 @@ def kept(server: Server) -> ServerBackups:
     now = timezone.now()
     begun = now - timedelta(days=2)
     line = Line.objects.create(server=server, identity="20261120t000000z-00000000", begun=begun, until=now)
-    RestorePoint.objects.create(server=server, identity="20261120t120000z-00000000", at=now, kind="daily", line=line)
+    RestorePoint.objects.create(
+        server=server, identity="20261120t120000z-00000000", at=now, kind="daily", line=line.identity
+    )
     return ServerBackups.objects.create(server=server, line=line.identity, begun=begun, until=now, reported=now)
 
 
