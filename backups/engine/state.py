@@ -17,6 +17,7 @@ from typing import IO
 
 import msgspec
 
+from backups.engine.hearth import OrderReport, PointReport
 from backups.engine.manifest import Ref
 from security.durable import sync_folder
 
@@ -50,8 +51,10 @@ class Line(msgspec.Struct, kw_only=True):
     """The id of a moment that may be in the store or not: the engine was about to put it there."""
     histories: dict[int, dict[int, int]] = {}
     """Of each later timeline: where the timelines before it were left."""
-    based: bool = False
-    """Whether a restore point of it is stored."""
+    begun: datetime | None = None
+    """The moment of its first restore point."""
+    until: datetime | None = None
+    """Every commit up to here is in the store."""
 
 
 class Ended(msgspec.Struct, kw_only=True):
@@ -61,6 +64,10 @@ class Ended(msgspec.Struct, kw_only=True):
     at: datetime
     reason: str
     text: str
+    begun: datetime | None = None
+    until: datetime | None = None
+    told: bool = False
+    """Whether Hearth knows."""
 
 
 class State(msgspec.Struct, kw_only=True):
@@ -71,8 +78,14 @@ class State(msgspec.Struct, kw_only=True):
     point: str = ""
     """The newest restore point that is stored."""
     point_at: datetime | None = None
-    done: list[str] = []
-    """Hearth's newest orders that were carried out."""
+    media_until: datetime | None = None
+    stored_bytes: int = 0
+    untold: list[PointReport] = []
+    """Restore points that Hearth does not know yet."""
+    orders: list[OrderReport] = []
+    """Orders that ended, until Hearth has heard it."""
+    resting: bool = False
+    """After a final backup: nothing is to be stored any more."""
 
 
 class Memory:
@@ -111,6 +124,12 @@ class Memory:
         with self._changing:
             yield self.state
             self._write(STATE, msgspec.json.encode(self.state), sync=True)
+
+    @contextmanager
+    def reading(self) -> Iterator[State]:
+        """Look at the state while nobody changes it."""
+        with self._changing:
+            yield self.state
 
     def tell(self, status: dict[str, object]) -> None:
         """Leave a status for whoever watches this process."""

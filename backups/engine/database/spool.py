@@ -123,4 +123,4 @@ def packed(handle: int, begin: int, end: int, level: int) -> Iterator[bytes]:
 
 def finish(chunker: zstandard.ZstdCompressionChunker) -> Iterator[bytes]:
     """Yield the end of the frame."""
-    return chunker.finish()  # type: ignore[no-untyped-call]  # zstandard's own types lack this one's
+    yield from chunker.finish()  # type: ignore[no-untyped-call]  # zstandard's own types lack this one's

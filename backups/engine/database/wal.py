@@ -47,20 +47,24 @@ class Shipper:
         self._keys = keys
         self._memory = memory
         self._moved = threading.Condition()
-        self._wanted = 0
+        self._wanted: list[int] = []
         self._gap_since = 0.0
         self._ended = False
 
     @property
     def urgent(self) -> bool:
         """Whether somebody waits for more than is stored."""
-        return self._wanted > self.line.stored
+        return any(place > self.line.stored for place in list(self._wanted))
 
     def reach(self, place: int, seconds: float) -> bool:
         """Wait until all WAL before `place` is stored; False when it is not after `seconds`, or the line ended."""
         with self._moved:
-            self._wanted = max(self._wanted, place)
-            return self._moved.wait_for(lambda: self._ended or self.line.stored >= place, seconds) and not self._ended
+            self._wanted.append(place)
+            try:
+                self._moved.wait_for(lambda: self._ended or self.line.stored >= place, seconds)
+            finally:
+                self._wanted.remove(place)
+            return self.line.stored >= place and not self._ended
 
     def end(self) -> None:
         """Let nobody wait any more."""

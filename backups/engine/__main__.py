@@ -1,0 +1,42 @@
+"""`python -m backups.engine agent <settings.json>`: backs one server up until SIGTERM. Imports no Django."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import signal
+import sys
+from pathlib import Path
+
+from backups.engine.agent import Engine, end_process_when_hanging
+from backups.engine.build import build
+from backups.engine.settings import SettingsError, load
+from backups.engine.state import StateError
+from backups.engine.stores.base import StoreError
+
+
+def main(arguments: list[str]) -> int:
+    """Return 0 after an orderly end, 1 with a sentence when it can't start."""
+    parser = argparse.ArgumentParser(prog="backups.engine", description="Backs a Matrix server up.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    agent = verbs.add_parser("agent", help="back one server up until SIGTERM")
+    agent.add_argument("settings", type=Path)
+    options = parser.parse_args(arguments)
+    try:
+        return _agent(build(load(options.settings)))
+    except (SettingsError, StateError, StoreError) as error:
+        print(error, file=sys.stderr, flush=True)  # noqa: T201 (the engine's log)
+        return 1
+
+
+def _agent(engine: Engine) -> int:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: engine.stop())
+    gc.freeze()  # what was imported stays: the collector need not look at it again
+    engine.run()
+    end_process_when_hanging()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

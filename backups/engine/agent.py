@@ -1,0 +1,254 @@
+"""The engine of one server: threads for the WAL, the moments, restore points, and for what Hearth has to say.
+
+Each goes on by itself: whatever is away or full is tried again, told, and costs the others nothing. Imports no Django.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections import deque
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from backups.engine.database.postgres import Postgres
+from backups.engine.database.stream import Stream
+from backups.engine.faults import Faults, Loop
+from backups.engine.hearth import Answer, Caller, LineReport, Order, OrderReport, Report, sync
+from backups.engine.keys import Keys
+from backups.engine.moments import Moments
+from backups.engine.objects import KeyService, Vault
+from backups.engine.point import Points
+from backups.engine.progress import Progress
+from backups.engine.settings import Settings
+from backups.engine.state import Memory
+from backups.engine.stores.base import Store
+from backups.engine.work import Media, Work
+
+END_SECONDS = 9.0
+"""From SIGTERM to the end."""
+STATUS_SECONDS = 5.0
+LATE = 1.25
+"""Hearth orders base backups; one that is this much later than it should be is taken without an order."""
+FIRST, AFTER_GAP, DAILY = "first", "after-gap", "daily"
+
+
+class Engine:
+    """One server's engine. `run` returns when `stop` was called, by a signal for instance."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        service: KeyService,
+        *,
+        hearth: Caller | None = None,
+        media: Media | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        progress = progress or Progress()
+        self.work = Work(
+            settings=settings,
+            policy=settings.policy,
+            memory=Memory(Path(settings.state)),
+            vault=Vault(store=store, organisation=settings.organisation, server=settings.server),
+            keys=Keys(service, settings.policy.key_every, progress),
+            postgres=Postgres(settings.database),
+            progress=progress,
+            faults=Faults(progress),
+            media=media,
+        )
+        self.stream = Stream(self.work)
+        self.moments = Moments(self.work, self.stream)
+        self.points = Points(self.work, self.stream)
+        self._hearth = hearth
+        self._orders: deque[Order] = deque()
+        self._taking: Order | None = None
+        self._status: dict[str, Any] = {}
+        stop, faults = self.work.stop, self.work.faults
+        self._wal = Loop("wal", self.stream.turn, stop, faults)
+        self._moment = Loop("moments", self.moments.turn, stop, faults)
+        self._point = Loop("points", self._take_due, stop, faults)
+        self._sync = Loop("sync", self._tell, stop, faults)
+
+    def run(self) -> None:
+        """Back up until `stop`. Raises `StateError` when the state folder can't be used."""
+        work = self.work
+        work.memory.open()
+        work.progress.say("started", pid=os.getpid(), server=work.settings.server, store=work.vault.store.name)
+        loops = [self._wal, self._moment, self._point, *([self._sync] if self._hearth else [])]
+        for loop in loops:
+            loop.start()
+        while not work.stop.wait(STATUS_SECONDS):
+            self._leave_status()
+        self._end(loops)
+
+    def stop(self) -> None:
+        """End soon. Safe in a signal handler."""
+        self.work.stop.set()
+
+    def order(self, order: Order) -> None:
+        """Carry out an order, unless that is being done or was done."""
+        known = {each.id for each in (*self._orders, *([self._taking] if self._taking else []))}
+        known |= {each.id for each in self.work.memory.state.orders}
+        if order.id in known:
+            return
+        self._orders.append(order)
+        self._point.wake.set()
+
+    def _end(self, loops: list[Loop]) -> None:
+        """Leave nothing behind: first the children, then what waits for them."""
+        end = time.monotonic() + END_SECONDS
+        self.points.taker.cancel()
+        self.stream.close()
+        hanging = [loop.name for loop in loops if not loop.join(end - time.monotonic())]
+        self.stream.close()
+        self._leave_status()
+        self.work.progress.say("stopped", hanging=hanging)
+        self.work.memory.close()
+
+    # --- restore points ------------------------------------------------------------------------------------------
+
+    def _take_due(self) -> float:
+        """Carry out the next order, or take a restore point that is due without one."""
+        state = self.work.memory.state
+        if self._orders:
+            self._taking = self._orders.popleft()
+            try:
+                self._carry_out(self._taking)
+            finally:
+                self._taking = None
+            return 0.0
+        if state.line is None or state.resting or self.stream.shipper is None:
+            return 1.0
+        if state.line.begun is None:
+            self.points.take(AFTER_GAP if state.ended else FIRST)
+        elif self._overdue(state.point_at):
+            self.points.take(DAILY)
+        else:
+            return 1.0
+        self.moments.soon.set()
+        self._moment.wake.set()
+        return 0.0
+
+    def _overdue(self, at: datetime | None) -> bool:
+        every = self.work.policy.base_every * (LATE if self._hearth else 1)
+        # A point from the future: some clock was wrong. It says nothing about when the next is due.
+        age = (datetime.now(UTC) - at).total_seconds() if at is not None else every
+        return age >= every or age < -every
+
+    def _carry_out(self, order: Order) -> None:
+        """Take the point that was ordered. What can pass is tried again as long as nobody stops us."""
+        memory = self.work.memory
+        if memory.state.resting:
+            with memory.changing() as state:
+                state.resting = False
+            self._wait_for_line()
+        wait = 1.0
+        while True:
+            try:
+                point = self.points.take(order.reason)
+                break
+            except Exception as error:
+                if self.work.stop.is_set():
+                    raise
+                code = getattr(error, "code", "EngineFault")
+                self.work.faults.set(self._point.name, code if isinstance(code, str) else "EngineFault", str(error))
+                self.work.stop.wait(wait)
+                wait = min(wait * 2, 60.0)
+        self._moment_now()
+        with memory.changing() as state:
+            state.orders.append(OrderReport(id=order.id, state="done", point=point.id))
+            state.resting = order.kind == "final"
+        self.work.progress.say("order-done", order=order.id, kind=order.kind, point=point.id)
+        self._sync.wake.set()
+
+    def _moment_now(self) -> None:
+        """Have all WAL and media that there are now stored and named."""
+        self.moments.soon.set()
+        self._moment.wake.set()
+        while self.moments.soon.is_set() and not self.work.stop.wait(0.1):
+            pass
+
+    def _wait_for_line(self) -> None:
+        while self.stream.shipper is None and not self.work.stop.wait(0.2):
+            pass
+
+    # --- Hearth --------------------------------------------------------------------------------------------------
+
+    def _tell(self) -> float:
+        """Report, and take orders."""
+        assert self._hearth is not None  # noqa: S101 (for the type checker: the loop runs only with one)
+        report = self.report()
+        answer = sync(self._hearth, report)
+        self._heard(report, answer)
+        return self.work.policy.sync_every
+
+    def report(self) -> Report:
+        """Return how things are."""
+        memory, shipper = self.work.memory, self.stream.shipper
+        with memory.reading() as state:
+            lines = [
+                LineReport(id=each.line, begun=each.begun, until=each.until, ended=each.reason)
+                for each in state.ended
+                if not each.told
+            ]
+            if (line := state.line) is not None:
+                lines.append(LineReport(id=line.id, begun=line.begun, until=line.until))
+            taking = self._taking
+            orders = list(state.orders)
+            if taking is not None:
+                orders.append(OrderReport(id=taking.id, state="taken", done_bytes=self.points.taker.passed))
+            return Report(
+                at=datetime.now(UTC),
+                lines=tuple(lines),
+                media_until=state.media_until,
+                spool_bytes=shipper.waiting_bytes if shipper else 0,
+                stored_bytes=state.stored_bytes,
+                points=tuple(state.untold),
+                orders=tuple(orders),
+                fault=self.work.faults.oldest,
+            )
+
+    def _heard(self, report: Report, answer: Answer) -> None:
+        """Forget what Hearth knows now, and take its orders."""
+        open_orders = {order.id for order in answer.orders}
+        told = {line.id for line in report.lines}
+        heard = {order.id for order in report.orders}
+        with self.work.memory.changing() as state:
+            state.untold = [each for each in state.untold if each.manifest.id not in answer.known]
+            state.orders = [each for each in state.orders if each.id not in heard or each.id in open_orders]
+            for each in state.ended:
+                each.told = each.told or each.line in told
+        for order in answer.orders:
+            self.order(order)
+
+    # --- for whoever watches this process ------------------------------------------------------------------------
+
+    def _leave_status(self) -> None:
+        state, fault = self.work.memory.state, self.work.faults.oldest
+        line = state.line
+        status = {
+            "line": line.id if line else "",
+            "until": line.until if line else None,
+            "point": state.point,
+            "point_at": state.point_at,
+            "spool_bytes": self.stream.shipper.waiting_bytes if self.stream.shipper else 0,
+            "fault_code": fault.code if fault else "",
+            "fault": fault.text if fault else "",
+        }
+        if status != self._status:
+            with contextlib.suppress(OSError):
+                self.work.memory.tell(msgspec.to_builtins(status))
+                self._status = status
+
+
+def end_process_when_hanging() -> None:
+    """End at once where a thread hangs in a call that nothing can interrupt, such as a disk that does not answer."""
+    if any(thread is not threading.main_thread() and not thread.daemon for thread in threading.enumerate()):
+        os._exit(0)

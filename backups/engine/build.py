@@ -1,0 +1,66 @@
+"""An engine as its settings say: which store, whose keys, which media. Imports no Django."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from backups.engine.agent import Engine
+from backups.engine.settings import FolderStoreAt, HearthAt, Settings, SettingsError
+from backups.engine.stores.base import Store
+from security.datakeys.client import DataKeys
+from security.streams import DataKey
+from security.transport.client import InternalClient
+
+
+def build(settings: Settings) -> Engine:
+    """Return the engine, not yet running. Raises `SettingsError`, `StoreError`."""
+    if settings.hearth is None:
+        raise SettingsError("The settings don't say where Hearth is, and without it there are no data keys.")
+    hearth = Hearth(settings.hearth)
+    return Engine(settings, open_store(settings), hearth, hearth=hearth, media=None)
+
+
+def open_store(settings: Settings) -> Store:
+    """Return the store. Boto3 (60 MB) is imported only for a bucket."""
+    it = settings.store
+    if isinstance(it, FolderStoreAt):
+        from backups.engine.stores.folder import FolderStore  # noqa: PLC0415 (what is not used is not imported)
+
+        return FolderStore(it.name, Path(it.path), make=it.make)
+    raise SettingsError("This release has no store of that kind.")
+
+
+class Hearth:
+    """Hearth's internal listener. Its address may change while the engine runs: the agent beside it is told."""
+
+    def __init__(self, at: HearthAt) -> None:
+        self._at = at
+        self._now: tuple[str, InternalClient] | None = None
+
+    def fresh(self, purpose: str, name: str) -> tuple[uuid.UUID, DataKey]:
+        """As `DataKeys` does."""
+        return DataKeys(self._client()).fresh(purpose, name)
+
+    def publish(self, identities: Iterable[uuid.UUID]) -> None:
+        """As `DataKeys` does."""
+        DataKeys(self._client()).publish(identities)
+
+    def post(self, path: str, body: dict[str, Any], *, repeatable: bool = False) -> dict[str, Any]:
+        """As `InternalClient` does."""
+        return self._client().post(path, body, repeatable=repeatable)
+
+    def _client(self) -> InternalClient:
+        address = self._address()
+        if self._now is None or self._now[0] != address:
+            files = (Path(self._at.certificate), Path(self._at.key), Path(self._at.trust))
+            self._now = address, InternalClient(address, *files)
+        return self._now[1]
+
+    def _address(self) -> str:
+        if self._at.address:
+            return self._at.address
+        # An OSError, where nobody told yet, is tried again like a Hearth that is away.
+        return Path(self._at.address_file).read_text(encoding="utf-8").strip()
