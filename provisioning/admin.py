@@ -114,6 +114,10 @@ class ServerStatusAdmin(ReadOnlyAdmin):
         return status.phase, badge(status).label
 
 
+def _known(count: int | None) -> str:
+    return "not measured" if count is None else megabytes(count)
+
+
 @admin.register(Sample)
 class SampleAdmin(ReadOnlyAdmin):
     """What servers used."""
@@ -125,15 +129,15 @@ class SampleAdmin(ReadOnlyAdmin):
 
     @column("memory", order="memory_bytes")
     def memory(self, sample: Sample) -> str:
-        return megabytes(sample.memory_bytes)
+        return _known(sample.memory_bytes)
 
     @column("disk", order="disk_bytes")
     def disk(self, sample: Sample) -> str:
-        return megabytes(sample.disk_bytes)
+        return _known(sample.disk_bytes)
 
     @column("media", order="media_bytes")
     def files(self, sample: Sample) -> str:
-        return megabytes(sample.media_bytes)
+        return _known(sample.media_bytes)
 
 
 class OperationInline(ReadOnlyInline):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from django.db import IntegrityError, transaction
 from django.utils import timezone
@@ -35,6 +36,7 @@ COLUMNS = (
     "s3_region",
     "s3_access_key",
     "route",
+    "prometheus",
     "priority_class",
     "overlay",
     "etcd_encrypted",
@@ -91,6 +93,7 @@ def place_of(cluster: Cluster) -> Place:
         issuer=cluster.issuer,
         bucket=bucket,
         route=cluster.route,
+        prometheus=cluster.prometheus,
         priority_class=cluster.priority_class,
         overlay=cluster.overlay,
     )
@@ -207,6 +210,8 @@ def look(columns: dict[str, Any], kubeconfig: str | None) -> None:
         )
     if bool(columns.get("s3_endpoint")) != bool(columns.get("s3_bucket")):
         raise Refused("S3 needs an endpoint and a bucket. Nothing was changed.", field="s3_bucket")
+    if (prometheus := columns.get("prometheus")) and urlsplit(prometheus).scheme not in {"http", "https"}:
+        raise Refused("Prometheus needs an http or https address. Nothing was changed.", field="prometheus")
     if not isinstance(columns.get("overlay", {}), dict):
         raise Refused("The overlay must be a JSON object. Nothing was changed.", field="overlay")
 

@@ -102,7 +102,7 @@ class ClusterAdmin(ModelAdmin):
             ("Storage", {"fields": ("storage_class", "snapshot_class", "etcd_encrypted")}),
             ("Media in S3", {"fields": ("s3_endpoint", "s3_bucket", "s3_region", "s3_access_key", "s3_secret_key")}),
             ("Addresses", {"fields": ("ingress_class", "gateway", "issuer")}),
-            ("More", {"fields": ("priority_class", "overlay")}),
+            ("More", {"fields": ("prometheus", "priority_class", "overlay")}),
         )
 
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:

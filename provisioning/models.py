@@ -60,6 +60,13 @@ class Cluster(models.Model):
     route = models.CharField(
         max_length=200, help_text="Where Hearth reaches a server's Synapse, with {namespace}. It needs the admin API."
     )
+    prometheus = models.CharField(
+        max_length=300,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="A Prometheus that reads this cluster's kubelets. Empty: how full volumes are is not known.",
+    )
     priority_class = models.CharField(max_length=200, blank=True)
     overlay = models.JSONField(
         default=dict, blank=True, help_text="Laid over each server's spec. null takes a key away; {server} is its id."
@@ -221,6 +228,9 @@ class ServerStatus(models.Model):
     last_seen = models.DateTimeField(null=True)
     last_crash = models.DateTimeField(null=True)
     users = models.PositiveIntegerField(null=True, help_text="Monthly active users, as Synapse counted them last.")
+    media_bytes = models.PositiveBigIntegerField(
+        null=True, help_text="What people uploaded, as Synapse counted it last; None where the provider measures it."
+    )
     checked = models.DateTimeField(null=True, help_text="When the protocol checks were last begun.")
     check_reason = models.CharField(max_length=40, blank=True, help_text="Empty when the last checks passed.")
     check_message = models.TextField(blank=True)
@@ -255,15 +265,15 @@ class ServerSecret(models.Model):
 
 
 class Sample(models.Model):
-    """What a server used at one moment. Bytes, and CPU seconds since its processes started."""
+    """What a server used at one moment. Bytes, and CPU seconds since its processes started. None: not measured."""
 
     id = models.BigAutoField(primary_key=True)
     server = models.ForeignKey(Server, on_delete=models.CASCADE, related_name="samples")
     at = models.DateTimeField()
-    memory_bytes = models.PositiveBigIntegerField(default=0)
-    cpu_seconds = models.FloatField(default=0)
-    disk_bytes = models.PositiveBigIntegerField(default=0)
-    media_bytes = models.PositiveBigIntegerField(default=0)
+    memory_bytes = models.PositiveBigIntegerField(null=True)
+    cpu_seconds = models.FloatField(null=True)
+    disk_bytes = models.PositiveBigIntegerField(null=True)
+    media_bytes = models.PositiveBigIntegerField(null=True)
     users = models.PositiveIntegerField(null=True, help_text="Monthly active users, as Synapse counts them.")
 
     class Meta:

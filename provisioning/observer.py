@@ -55,6 +55,10 @@ def observe_region(region: Region) -> int:
     except ProviderError as error:
         unreachable = str(error)
         log.warning("provider_unreachable", region=region.code, error=unreachable)
+    except Exception:
+        # One region that can't be understood, or whose credentials can't be opened, must not hide the others.
+        unreachable = "Hearth itself could not look at this region. Running servers and their data are not touched."
+        log.exception("region_not_observed", region=region.code)
     now = timezone.now()
     operations = deciding_operations([status.server_id for status in statuses])
     found = (
@@ -69,7 +73,7 @@ def observe_region(region: Region) -> int:
             changed += _update(status, look)
         except DataError:
             log.exception("status_not_written", server=str(status.pk))
-    known = {str(status.pk): found.get(status.pk, {}).get("users", status.users) for status in statuses}
+    known = {str(status.pk): samples.Counted(status.users, status.media_bytes) for status in statuses}
     samples.take([item for item in seen.values() if item.server_id in known], known, now)
     _help_agents(region, statuses, seen, operations)
     return changed
@@ -142,9 +146,10 @@ def _check(status: ServerStatus, seen: Observation, secrets: Mapping[str, str], 
     }
     try:
         url = provider.route(str(status.pk), seen.homeserver_url or status.homeserver_url)
-        found = checks.run(url, status.server.server_name, secrets)
+        found = checks.run(url, status.server.server_name, secrets, count=not seen.metrics_url)
         fields |= {"version": found.version, "signing_key_id": found.key_id}
-        users = checks.count_users(seen.metrics_url)
+        fields |= {} if found.media_bytes is None else {"media_bytes": found.media_bytes}
+        users = checks.count_users(seen.metrics_url) if seen.metrics_url else found.users
         fields |= {} if users is None else {"users": users}
     except ProviderError as error:
         if "version" not in fields:

@@ -75,10 +75,14 @@ class Observation:
     started_at: float | None = None
     """Unix seconds of Synapse's present start."""
     suspended: bool = False
-    memory_bytes: int = 0
-    cpu_seconds: float = 0.0
-    disk_bytes: int = 0
-    media_bytes: int = 0
+    memory_bytes: int | None = None
+    cpu_seconds: float | None = None
+    """Since its processes started. Where only a rate is known it is in `cpu_cores`, and Hearth adds it up."""
+    cpu_cores: float | None = None
+    """CPU seconds a second, as a mean over the last moments."""
+    disk_bytes: int | None = None
+    media_bytes: int | None = None
+    """None, here as for the others: this place does not measure it."""
     certificate_wanted: str = ""
     """Why its agent needs a certificate from Hearth, such as `CertificateExpired`; empty while it helps itself."""
     internal_address: str = ""

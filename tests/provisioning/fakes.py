@@ -113,7 +113,10 @@ class Stub(BaseHTTPRequestHandler):
             "/_synapse/admin/v1/server_version": {"server_version": self.version},
             "/_synapse/admin/v1/register": {"nonce": "n"},
         }
-        self._answer(200, answers[self.path])
+        if self.path in answers:
+            self._answer(200, answers[self.path])
+        else:
+            self._answer(404, {"errcode": "M_UNRECOGNIZED", "error": "Unrecognized request"})
 
     def do_POST(self) -> None:
         body = self._body()

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from provisioning.providers.base import ProviderError
+from provisioning.providers.kubernetes import usage
 from provisioning.providers.kubernetes.client import Client
+from provisioning.providers.kubernetes.objects import SERVER
 from provisioning.providers.kubernetes.place import Place
 
 OLDEST = (1, 31)
@@ -26,6 +28,7 @@ Finding = dict[str, str]
 def check_region(client: Client, place: Place, *, etcd_encrypted: bool) -> list[Finding]:
     """Return one finding for each thing: `what`, `state` (good, warn, missing) and a sentence."""
     found = [_version(client), *_definitions(client, place), *_rights(client), *_classes(client, place)]
+    found += _figures(client, place)
     text = "Whoever runs the cluster says that Secrets are encrypted in etcd. It can't be seen from here."
     if not etcd_encrypted:
         text = (
@@ -100,6 +103,19 @@ def _classes(client: Client, place: Place) -> Iterator[Finding]:
     for what, path, name in wanted:
         if name:
             yield _class(client, what, f"{path}/{name}", name)
+
+
+def _figures(client: Client, place: Place) -> Iterator[Finding]:
+    """Say what of the servers' use will be unknown."""
+    try:
+        client.request("GET", usage.PODS, query={"limit": "1", "labelSelector": SERVER}, patience=0.0)
+        yield _finding("Processors and memory", "good", "metrics.k8s.io tells how much of them servers use.")
+    except ProviderError as error:
+        cure = "Install metrics-server." if error.code != "RegionForbidden" else "Hearth's account may not ask it."
+        text = f"metrics.k8s.io does not say how much of them servers use, so pages show no figures. {cure}"
+        yield _finding("Processors and memory", "warn", text)
+    if not place.prometheus:
+        yield _finding("Volumes", "warn", "No Prometheus is named, so pages don't show how full volumes are.")
 
 
 def _class(client: Client, what: str, path: str, name: str) -> Finding:

@@ -72,24 +72,23 @@ class Client:
                 return None
             raise
 
-    def listed(self, path: str, **query: str) -> Iterator[Object]:
+    def listed(self, path: str, *, patience: float | None = None, **query: str) -> Iterator[Object]:
         """Give all objects of a kind, page by page. A list that grew too old meanwhile (410) begins anew."""
         for _ in range(3):
             try:
-                yield from self._pages(path, query)
+                yield from self._pages(path, query, patience)
                 return
             except Refused as error:
                 if error.status != 410:
                     raise
         raise Refused(f"The cluster's lists end too early. {SAFE}", code="RegionBusy", retry=True, status=410)
 
-    def _pages(self, path: str, query: Mapping[str, str]) -> list[Object]:
+    def _pages(self, path: str, query: Mapping[str, str], patience: float | None) -> list[Object]:
         found: list[Object] = []
         more = ""
         while True:
-            page = self.request(
-                "GET", path, query={**query, "limit": str(PAGE), **({"continue": more} if more else {})}
-            )
+            words = {**query, "limit": str(PAGE), **({"continue": more} if more else {})}
+            page = self.request("GET", path, query=words, patience=patience)
             found += page.get("items") or []
             more = page["metadata"].get("continue") or ""
             if not more:
@@ -104,9 +103,10 @@ class Client:
         kind: str = "application/json",
         accept: str = "application/json",
         query: Mapping[str, str] | None = None,
+        patience: float | None = None,
     ) -> Object:
         """Return the answer, or raise `ProviderError`. Nothing of the body is ever in the error."""
-        end, wait = time.monotonic() + self._patience, 0.2
+        end, wait = time.monotonic() + (self._patience if patience is None else patience), 0.2
         while True:
             try:
                 headers = {"Accept": accept} | ({"Content-Type": kind} if body is not None else {})
@@ -116,7 +116,7 @@ class Client:
                     raise _unreachable(error) from None
             else:
                 if status < 400:
-                    return dict(json.loads(text))
+                    return _understood(text)
                 said = _message(text)
                 if not _passes(status, said) or time.monotonic() + wait > end:
                     raise explained(status, said)
@@ -231,6 +231,16 @@ def _message(text: str) -> Mapping[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _understood(text: str) -> Object:
+    found = _message(text)
+    if not found:  # an API server always says something: this is a page of whatever stands before it
+        raise ProviderError(
+            f"What answers at the address of this region's API server is something else. {SAFE} Hearth keeps trying.",
+            code="RegionUnreachable",
+        )
+    return dict(found)
 
 
 def _asked(headers: Mapping[str, str]) -> float:

@@ -40,6 +40,8 @@ class Place:
     """Without it media lies on a volume."""
     route: str = ROUTE
     """Where Hearth reaches Synapse, with `{namespace}`. It needs the admin API, which no Ingress lets through."""
+    prometheus: str = ""
+    """The address of a Prometheus that reads the cluster's kubelets, for how full volumes are."""
     priority_class: str = ""
     overlay: Mapping[str, Any] = field(default_factory=dict)
     """Laid over each server's spec; `null` takes a key away, `{server}` in a text is the server's id."""

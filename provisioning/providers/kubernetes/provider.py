@@ -16,6 +16,7 @@ from provisioning.providers.kubernetes.client import Client
 from provisioning.providers.kubernetes.objects import SERVER, namespace_of
 from provisioning.providers.kubernetes.place import Place
 from provisioning.providers.kubernetes.seen import condition, current, observation
+from provisioning.providers.kubernetes.usage import Meter, Use
 from provisioning.providers.kubernetes.writing import Paths, Writer, paths
 
 Object = dict[str, Any]
@@ -33,6 +34,7 @@ class KubernetesProvider:
         self, client: Client, place: Place, *, patience: float = 900.0, trouble: float = 120.0, removal: float = 300.0
     ) -> None:
         self._client, self._place, self._writer = client, place, Writer(client)
+        self._meter = Meter(client, place.prometheus)
         self._patience, self._trouble, self._removal = patience, trouble, removal
 
     def prepare(self, version: str, progress: Progress) -> None:
@@ -112,7 +114,11 @@ class KubernetesProvider:
 
     def observe(self) -> Mapping[str, Observation]:
         """Return every server of this cluster that Hearth made."""
-        found = [observation(server) for server in self._client.listed(SERVERS, labelSelector=SERVER)]
+        used = self._meter.read()
+        found = [
+            observation(server, used.get(server["metadata"]["namespace"], Use()))
+            for server in self._client.listed(SERVERS, labelSelector=SERVER)
+        ]
         return {each.server_id: each for each in found}
 
     def route(self, server_id: str, url: str) -> str:  # noqa: ARG002 (the other provider's is the clients')

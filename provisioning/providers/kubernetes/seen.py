@@ -8,6 +8,7 @@ from typing import Any
 
 from provisioning.providers.base import Observation
 from provisioning.providers.kubernetes.objects import SERVER
+from provisioning.providers.kubernetes.usage import Use
 
 UNKNOWN = ("OperatorSilent", "The cluster has taken this server's change, but its operator has not looked at it yet.")
 
@@ -24,8 +25,8 @@ def current(server: Mapping[str, Any]) -> bool:
     return bool(observed >= server["metadata"].get("generation", 0))
 
 
-def observation(server: Mapping[str, Any]) -> Observation:
-    """Return one server as the operator sees it. A named reason is the operator's own."""
+def observation(server: Mapping[str, Any], use: Use) -> Observation:
+    """Return one server as the operator sees it, and what it uses. A named reason is the operator's own."""
     metadata, status = server["metadata"], server.get("status") or {}
     ready = condition(server, "Ready")
     running = ready.get("status") == "True" and not metadata.get("deletionTimestamp")
@@ -42,6 +43,9 @@ def observation(server: Mapping[str, Any]) -> Observation:
         # What ran before it was last not ready must pass the checks again.
         started_at=_moment(ready) if running else None,
         suspended="suspended" in server["spec"],
+        memory_bytes=use.memory_bytes,
+        cpu_cores=use.cpu_cores,
+        disk_bytes=use.disk_bytes,
         details={"components": status.get("components") or [], "generation": metadata.get("generation")},
     )
 

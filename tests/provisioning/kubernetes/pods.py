@@ -16,12 +16,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import parse_qs
 
 import yaml
 
 from provisioning.providers.local.keys import verify_key
 from tests.cluster.api import Api
 
+LISTS = ("/_synapse/admin/v2/users", "/_synapse/admin/v1/statistics/users/media")
 Answer = tuple[int, dict[str, Any]]
 
 
@@ -33,6 +35,8 @@ class Pods:
     users: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     """By namespace and localpart."""
     silent: set[str] = field(default_factory=set)
+    lists: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """What the admin API lists, by path."""
 
     def __enter__(self) -> Self:
         outer = self
@@ -92,8 +96,7 @@ class Pods:
             return self._read(path, secret, server["spec"]["serverName"], version)
         return self._write(self.users.setdefault(namespace, {}), path, secret, body)
 
-    @staticmethod
-    def _read(path: str, secret: dict[str, str], name: str, version: str) -> Answer:
+    def _read(self, path: str, secret: dict[str, str], name: str, version: str) -> Answer:
         key_id, public = verify_key(secret["signing.key"])
         answers: dict[str, dict[str, Any]] = {
             "/_matrix/client/versions": {"versions": ["v1.11"]},
@@ -102,6 +105,9 @@ class Pods:
             "/_synapse/admin/v1/server_version": {"server_version": version},
             "/_synapse/admin/v1/register": {"nonce": "n"},
         }
+        path, _, query = path.partition("?")
+        if path in LISTS:
+            return 200, _page(self.lists.get(path, []), parse_qs(query))
         return (200, answers[path]) if path in answers else (404, {})
 
     @staticmethod
@@ -123,3 +129,10 @@ class Pods:
             name = path.rpartition("/")[2].removeprefix("%40").partition("%3A")[0]
             users[name] = users.get(name, {}) | body
         return 200, {"access_token": "t"}
+
+
+def _page(rows: list[dict[str, Any]], query: dict[str, list[str]]) -> dict[str, Any]:
+    """Return one page, as Synapse's admin API gives it."""
+    first, limit = int(query.get("from", ["0"])[0]), int(query["limit"][0])
+    more = {"next_token": str(first + limit)} if first + limit < len(rows) else {}
+    return {"users": rows[first : first + limit], "total": len(rows), **more}

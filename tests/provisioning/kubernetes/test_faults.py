@@ -224,6 +224,7 @@ def test_a_removal_that_does_not_end_is_told_in_words(
     assert (operation.state, operation.error_code) == ("failed", "RemovalStuck")
     assert "support must look into the cluster" in operation.error
     api.patch(claim, {"metadata": {"finalizers": None}})
+    monkeypatch.setattr(clusters.provider_of(Region.objects.get()), "_removal", 300.0)
     services.retry_operation("staff", operation=operation)
     assert carry_out(server).state == "succeeded"
     assert api.get("v1", "Namespace", place(server)) is None
