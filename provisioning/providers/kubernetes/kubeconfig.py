@@ -36,13 +36,13 @@ def read(text: str) -> dict[str, Any]:
         raise KubeconfigRefused(f"The kubeconfig has more than {LARGEST // 1024} KB. Nothing was changed. {HOW}")
     try:
         found = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # a date that is none, and brackets without end
         raise KubeconfigRefused(f"The kubeconfig is no YAML. Nothing was changed. {HOW}") from None
     try:
         context = _entry(found, "contexts", found["current-context"], "context")
         cluster = _entry(found, "clusters", context["cluster"], "cluster")
         user = _entry(found, "users", context["user"], "user")
-    except (KeyError, TypeError, StopIteration):
+    except (KeyError, TypeError, ValueError, StopIteration):
         raise KubeconfigRefused(f"The kubeconfig has no complete current context. Nothing was changed. {HOW}") from None
     _look(cluster, user)
     return {
@@ -59,12 +59,20 @@ def _look(cluster: dict[str, Any], user: dict[str, Any]) -> None:
     for key in (*cluster, *user):
         if key in FOREIGN:
             raise KubeconfigRefused(f"The kubeconfig {FOREIGN[key]} (“{key}”). Nothing was changed. {HOW}")
-    if urlsplit(str(cluster.get("server"))).scheme != "https":
+    if not _is_https(str(cluster.get("server"))):
         raise KubeconfigRefused(f"The kubeconfig's server has no https address. Nothing was changed. {HOW}")
     if not cluster.get("certificate-authority-data"):
         raise KubeconfigRefused(f"The kubeconfig names no authority to trust. Nothing was changed. {HOW}")
     if not user.get("token") and not (user.get("client-certificate-data") and user.get("client-key-data")):
         raise KubeconfigRefused(f"The kubeconfig has no credentials. Nothing was changed. {HOW}")
+
+
+def _is_https(address: str) -> bool:
+    try:
+        found = urlsplit(address)
+    except ValueError:
+        return False
+    return found.scheme == "https" and bool(found.hostname)
 
 
 def _entry(found: Any, group: str, name: str, inner: str) -> dict[str, Any]:

@@ -8,11 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from provisioning.providers.base import ProviderError, ServerSpec
 from provisioning.providers.kubernetes import objects
+from provisioning.providers.kubernetes.kubeconfig import KubeconfigRefused, read
 from provisioning.providers.kubernetes.place import Bucket, Place
 from provisioning.providers.local.keys import new_secrets, verify_key
 from tenants.errors import Refused
@@ -122,6 +124,41 @@ def test_a_region_lays_its_own_over_it() -> None:
 def test_an_unknown_version_is_refused_in_words() -> None:
     with pytest.raises(ProviderError, match=r"does not offer Synapse 0\.1\.0.*Nothing was changed"):
         spec_of(version="0.1.0")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "7",
+        "[]",
+        "{}",
+        "[" * 60_000,
+        "current-context: 2024-13-45",
+        "current-context: a\ncontexts: 7",
+        "current-context: a\ncontexts: [{name: a, context: 7}]",
+        "current-context: a\ncontexts: [{name: a, context: [[1, 2, 3]]}]",
+        "\x00",
+        "&a [*a, *a]",
+        "x" * 70_000,
+    ],
+)
+def test_what_is_no_kubeconfig_is_refused_and_not_quoted(text: str) -> None:
+    with pytest.raises(KubeconfigRefused, match="Nothing was changed"):
+        read(text)
+
+
+@pytest.mark.parametrize("server", ["https://", "https://[", "http://a.example", "file:///etc/passwd", "", None, 7])
+def test_an_address_that_is_none_is_refused(server: object) -> None:
+    cluster = {"server": server, "certificate-authority-data": "eA=="}
+    config = {
+        "current-context": "a",
+        "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
+        "clusters": [{"name": "a", "cluster": cluster}],
+        "users": [{"name": "a", "user": {"token": "t"}}],
+    }
+    with pytest.raises(KubeconfigRefused, match="no https address"):
+        read(yaml.safe_dump(config))
 
 
 @pytest.mark.xdist_group("cluster")
