@@ -21,8 +21,8 @@ LAYERS = ("config", "backups", "provisioning", "tenants", "accounts", "notificat
 # Who may import which client of the outside world.
 CLIENTS = {
     "kubernetes": ("provisioning/providers/kubernetes", "provisioning/operator/"),
-    "boto3": ("backups/engine/stores",),
-    "botocore": ("backups/engine/stores",),
+    "boto3": ("backups/engine/stores/connection.py",),
+    "botocore": ("backups/engine/stores/connection.py",),
 }
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}"}
 

@@ -75,6 +75,8 @@ TOOLS = {
     "coredns": Tool("coredns", "hearth.host/tests/cluster/coredns"),
     "router": Tool("router", "hearth.host/tests/cluster/router"),
     "cloudnative-pg": Tool("cloudnative-pg", "github.com/cloudnative-pg/cloudnative-pg/cmd/manager"),
+    "minio": Tool("minio", "github.com/minio/minio"),
+    "versitygw": Tool("versitygw", "github.com/versity/versitygw/cmd/versitygw"),
 }
 CLUSTER = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok")
 UNUSED = 30 * 24 * 3600.0
@@ -83,6 +85,8 @@ TESTS = (*CLUSTER, "helm", "kube-score", "kubeconform", "router")
 """What `make test` needs; the others are built when somebody asks for them."""
 NODE = ("kubelet", "kube-proxy", "coredns", "cloudnative-pg")
 """What a real node needs beside them."""
+STORES = ("minio", "versitygw")
+"""Two S3 servers that share no code: what stores of backups are tested against."""
 
 
 def find(name: str) -> Path:

@@ -18,7 +18,7 @@ def check_name(name: str) -> str:
 
     No part begins with a dot, so that none is `..` and none is a store's own; none is longer than a file's name may be.
     """
-    if len(name) > LONGEST or not _NAME.fullmatch(name):
+    if not is_name(name):
         raise misused(f"{name[: LONGEST + 1]!r} is no name of a stored object. Nothing was touched.")
     return name
 
@@ -28,6 +28,11 @@ def check_prefix(prefix: str) -> str:
     if len(prefix) > LONGEST or not _PREFIX.fullmatch(prefix):
         raise misused(f"No name of a stored object begins with {prefix[: LONGEST + 1]!r}.")
     return prefix
+
+
+def is_name(name: str) -> bool:
+    """Return whether an object may have that name."""
+    return len(name) <= LONGEST and _NAME.fullmatch(name) is not None
 
 
 def is_part(part: str) -> bool:

@@ -1,0 +1,101 @@
+"""Names that are used once, on servers that refuse a taken name by themselves and on those that don't."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from backups.engine.stores.base import NoSuchObject, ObjectExists, StoreError
+from backups.engine.stores.connection import Connection, NotSupported, PreconditionFailed
+
+TOKEN = "hearth-put"  # noqa: S105 (not a secret: it tells whose put an object is)
+PROBE = ".hearth-probe"
+"""An object that is no backup: whether the server refuses to write it again is how we learn what it can do."""
+_CONDITION = {"IfNoneMatch": "*"}
+_LOCKS = 64
+
+
+class WriteOnce:
+    """Lets a write through only under a new name.
+
+    Asked once, a server that refuses taken names is relied on. With others we look first, one writer of a name at a
+    time; a writer in another process could still come between, and then versioning keeps both.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._call = connection.call
+        self._lock = threading.Lock()
+        self._known: dict[bool, bool] = {}
+        self._names = [threading.Lock() for _ in range(_LOCKS)]
+
+    def guarded(
+        self, name: str, token: str, write: Callable[..., dict[str, Any]], *, parts: bool = False
+    ) -> dict[str, Any]:
+        """Call `write` so that it refuses a taken name, and return its answer. `parts`: it completes parts.
+
+        An answer may be lost and the write sent again: then it is our own object that took the name, as `token` tells.
+        """
+        if not self.supported(parts=parts):
+            with self._names[hash(name) % _LOCKS]:
+                return self._look_first(name, token, write)
+        try:
+            return write(**_CONDITION)
+        except PreconditionFailed:
+            return self._ours(name, token)
+        except NoSuchObject:  # a completed upload that is completed again is not there any more
+            return self._ours(name, token)
+
+    def supported(self, *, parts: bool = False) -> bool:
+        """Return whether the server refuses to write a taken name, by one call or by completing parts."""
+        with self._lock:
+            if parts not in self._known:
+                self._known[parts] = self._ask_parts() if parts else self._ask()
+            return self._known[parts]
+
+    def _look_first(self, name: str, token: str, write: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+        try:
+            self._call("head_object", "read", name=name)
+        except NoSuchObject:
+            try:
+                return write()
+            except NoSuchObject:
+                return self._ours(name, token)
+        raise ObjectExists(name)
+
+    def _ours(self, name: str, token: str) -> dict[str, Any]:
+        try:
+            found = self._call("head_object", "read", name=name)
+        except NoSuchObject:
+            raise StoreError(
+                f"The upload of {name} was ended by somebody else. Nothing was kept. It can be tried again."
+            ) from None
+        if found.get("Metadata", {}).get(TOKEN) != token:
+            raise ObjectExists(name)
+        return found
+
+    def _ask(self) -> bool:
+        for _ in range(2):  # the first of them may be the one that makes it
+            try:
+                self._call("put_object", "written", name=PROBE, Body=b"", **_CONDITION)
+            except PreconditionFailed:
+                return True
+            except NotSupported:
+                return False
+        return False
+
+    def _ask_parts(self) -> bool:
+        if not self._ask():
+            return False
+        upload = self._call("create_multipart_upload", "written", name=PROBE)["UploadId"]
+        try:
+            part = self._call("upload_part", "written", name=PROBE, UploadId=upload, PartNumber=1, Body=b"1")
+            entries = [{"PartNumber": 1, "ETag": part["ETag"]}]
+            done = {"UploadId": upload, "MultipartUpload": {"Parts": entries}}
+            self._call("complete_multipart_upload", "written", name=PROBE, **done, **_CONDITION)
+        except PreconditionFailed:
+            self._call("abort_multipart_upload", "written", name=PROBE, UploadId=upload)
+            return True
+        except NotSupported:
+            self._call("abort_multipart_upload", "written", name=PROBE, UploadId=upload)
+        return False
