@@ -11,7 +11,7 @@ from collections.abc import Awaitable
 from provisioning.operator import finalbackup
 from provisioning.operator.kube.access import find
 from provisioning.operator.kube.client import Client
-from provisioning.operator.kube.errors import ApiError
+from provisioning.operator.kube.errors import ApiError, NotLeaderError
 from provisioning.operator.kube.lease import Lease
 from provisioning.operator.kube.queue import WorkQueue
 from provisioning.operator.metrics import Metrics
@@ -24,7 +24,7 @@ from provisioning.operator.serving import serve
 from provisioning.operator.settings import Settings
 from provisioning.operator.store import Store
 from provisioning.operator.watching import Watching
-from provisioning.operator.writing import WIDTH, NotLeaderError, Writer
+from provisioning.operator.writing import WIDTH, Writer
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ class Operator:
 
     async def _act(self, stack: contextlib.AsyncExitStack, client: Client, lease: Lease) -> None:
         self.metrics.leads.set(1)
+        client.may_write = lease.held
         keeping = asyncio.create_task(lease.keep(), name="lease")
         stack.callback(keeping.cancel)
         watching = self._watching = Watching(client, self.store, lease)

@@ -12,7 +12,7 @@ from typing import Any
 from provisioning.operator.children import KINDS, ORDER, Place
 from provisioning.operator.differences import Cause, Differences, Write
 from provisioning.operator.kube.client import Client
-from provisioning.operator.kube.errors import ApiError
+from provisioning.operator.kube.errors import ApiError, NotLeaderError
 from provisioning.operator.kube.fingerprint import additions, claimed
 from provisioning.operator.metrics import Metrics
 from provisioning.operator.notices import Notices
@@ -36,10 +36,6 @@ class Quarrel:
 
     edits: int
     last: float
-
-
-class NotLeaderError(Exception):
-    """Another operator may have taken over, so nothing may be written."""
 
 
 class Writer:

@@ -7,14 +7,14 @@ import contextlib
 import random
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import aiohttp
 import orjson
 
 from provisioning.operator.kube.access import Access
-from provisioning.operator.kube.errors import ApiError, from_answer, unanswered
+from provisioning.operator.kube.errors import ApiError, NotLeaderError, from_answer, unanswered
 from provisioning.operator.kube.kinds import Kind
 
 MANAGER = "hearth-operator"
@@ -52,6 +52,8 @@ class Client:
         self._session = aiohttp.ClientSession(connector=connector, auto_decompress=True)
         self.sent: Counter[str] = Counter()
         """How many requests were sent, by verb: get, list, watch, patch, create, delete, lease."""
+        self.may_write: Callable[[], bool] = lambda: True
+        """Asked right before each try of a change: the lease may have run out while it waited its turn."""
 
     async def __aenter__(self) -> Client:
         return self
@@ -172,6 +174,8 @@ class Client:
         for attempt in range(1, TRIES + 1):
             try:
                 async with self._places, asyncio.timeout(TIMEOUT):
+                    if method in {"PATCH", "DELETE"} and not self.may_write():
+                        raise NotLeaderError
                     return await self._send(verb, method, path, **options)
             except TimeoutError as error:
                 raise unanswered(error) from error

@@ -33,6 +33,10 @@ class ApiError(Exception):
         return self.status == 410 or self.reason in {"Expired", "Gone"} or "ResourceVersionTooLarge" in causes
 
 
+class NotLeaderError(Exception):
+    """Another operator may have taken over, so nothing may be written."""
+
+
 def unanswered(error: BaseException) -> ApiError:
     """Return the error for a request that got no answer."""
     return ApiError(0, "Unanswered", f"the API server did not answer: {type(error).__name__} {error}".strip())
