@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from provisioning.operator.children import KINDS
+from provisioning.operator.children import KEEPS, KINDS
 from tests.chart import values
 from tests.cluster import tools
 from tests.cluster.api import Api, ApiError
@@ -147,6 +147,14 @@ def test_the_operator_makes_nothing_that_is_not_its_business(
     refused(as_operator.apply, found)
 
 
+@pytest.mark.parametrize(
+    "kind", [("v1", "PersistentVolumeClaim"), ("postgresql.cnpg.io/v1", "Cluster"), SERVER, ("v1", "Namespace")]
+)
+def test_the_operator_deletes_nothing_that_holds_data(as_operator: Api, place: str, kind: tuple[str, str]) -> None:
+    namespace = "" if kind[1] == "Namespace" else place
+    assert "cannot delete" in refused(as_operator.delete, *kind, "postgres" if namespace else place, namespace)
+
+
 @pytest.mark.parametrize("namespace", ["default", "kube-system", SYSTEM])
 def test_the_operator_writes_only_where_servers_live(as_operator: Api, place: str, namespace: str) -> None:
     def configuration(where: str) -> dict[str, object]:
@@ -263,12 +271,13 @@ def test_the_role_is_made_of_the_kinds_that_the_operator_manages() -> None:
         for each in yaml.safe_load_all(_rendered())
         if each["kind"] == "ClusterRole" and each["metadata"]["name"] == "hearth-operator"
     )["rules"]
-    children = {"list", "watch", "create", "patch", "delete"}
+    made = {"list", "watch", "create", "patch"}
     granted = {
-        (group, kind) for rule in rules if set(rule["verbs"]) == children for group in rule["apiGroups"]
+        (group, kind): set(rule["verbs"]) for rule in rules if made <= set(rule["verbs"]) for group in rule["apiGroups"]
         for kind in rule["resources"]
     }  # fmt: skip
-    assert granted == {(kind.group, kind.plural) for kind in KINDS.values()}
+    wanted = {(kind.group, kind.plural): made if kind.name in KEEPS else {*made, "delete"} for kind in KINDS.values()}
+    assert granted == wanted
 
 
 def _rendered() -> str:
