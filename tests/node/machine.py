@@ -33,8 +33,6 @@ WIDEST = 400
 CPUS = 8
 """What the node offers, so that the smallest server and its database fit; a machine for tests may have two."""
 PLUGINS = "/usr/lib/cni"
-MACHINE = tuple(map(Path, ("/run", "/var/log", "/var/lib/cni", "/var/lib/kubelet")))
-"""Sockets of containerd, names of network namespaces, links to logs, addresses that were given."""
 CNPG = "github.com/cloudnative-pg/cloudnative-pg"
 
 
@@ -72,7 +70,6 @@ class Node:
         for name in ("logs", "cni", "volumes", "kubelet", "pods", "images"):
             (self.folder / name).mkdir()
         in_memory(self.folder / "images")
-        _own_folders()
         _network()
         self.cluster.start()
         self._write()
@@ -322,13 +319,6 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
                 stderr=log,
                 start_new_session=True,
             )
-
-
-def _own_folders() -> None:
-    """Put empty folders in the place of the machine's, into which these programs write wherever they are told to."""
-    for each in MACHINE:
-        each.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", str(each)], check=True, timeout=20)
 
 
 def _network() -> None:

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from provisioning.providers.local.paths import runtime_dir
 from tests.left_out import leave_out
 from tests.node import namespaces, probe
+from tests.node.first import OWN
 
 pytestmark = pytest.mark.xdist_group("node")  # a run removes what killed ones left, and so would another test
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,6 +77,25 @@ def test_the_command_s_exit_code_comes_back_and_nothing_stays() -> None:
     assert process.wait(30) == 3
     assert not place.exists()
     assert not groups(place)
+
+
+def test_what_a_run_writes_into_the_machine_s_folders_is_its_own() -> None:
+    mark = f"hearth-{os.getpid()}"
+    places = [f"{folder}/{mark}" for folder in OWN]
+    process, _ = launch(f"touch {' '.join(places)} && test -e {places[0]}")
+    assert process.wait(30) == 0
+    assert [each for each in places if Path(each).exists()] == []
+
+
+def test_the_sockets_of_a_killed_run_s_hearth_go_with_the_next_run() -> None:
+    process, place = launch(INSIDE)
+    wait(lambda: len(inside(place)) == 2, "the run did not start")
+    sockets = runtime_dir(place / namespaces.STATE)
+    process.kill()
+    process.wait(30)
+    wait(lambda: inside(place) == [], "processes are left")
+    namespaces.sweep()
+    assert not sockets.exists()
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
