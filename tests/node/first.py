@@ -15,8 +15,8 @@ OWN = {
     Path("/var/lib/kubelet"): "0755",
     Path("/dev/shm"): "1777",
 }
-"""Where containerd, kubelet, network plugins and databases write whatever they are told, and the folders' modes: sockets,
-names of network namespaces, links to logs, addresses that were given, shared memory."""
+"""Where containerd, kubelet, network plugins and databases write whatever they are told, and the folders' modes:
+sockets, names of network namespaces, links to logs, addresses that were given, shared memory."""
 
 
 def main(argv: list[str]) -> int:
