@@ -7,6 +7,7 @@ starts for itself. With xdist the first process starts them and each worker gets
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,9 @@ services = pytest.StashKey[Services]()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    # Compiling all of Hearth and its tests again in each of the many processes is a tenth of a run.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     if not worker:
         started = config.stash[services] = Services()
@@ -41,6 +45,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
     # Slow on purpose elsewhere; here every test that makes a person would wait for it.
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+    # A server reads the folders of static files once; here each test's browser would.
+    settings.WHITENOISE_AUTOREFRESH = True
+
+    from django.test import TransactionTestCase
+
+    from tests.emptying import empty
+
+    TransactionTestCase._fixture_teardown = empty  # type: ignore[method-assign]
 
 
 @pytest.hookimpl(optionalhook=True)
