@@ -1,4 +1,4 @@
-"""What the tests need beyond Python packages: some programs, two Synapse environments, a Kubernetes control plane.
+"""What the tests need beyond Python packages: programs, S3 servers, Synapse environments, a Kubernetes control plane.
 
 `make test` runs it first. Everything is made once; with all of it there the network is not needed. Where something
 can't be had the tests that need it are left out, loudly; with CI=true that is a failure.
@@ -40,6 +40,7 @@ def main(arguments: list[str]) -> int:
     """Prepare, and return the exit code."""
     faults = [] if "--no-browser" in arguments else [_browser()]
     faults += [] if "--no-cluster" in arguments else [_cluster()]
+    faults += [_stores()] if "--stores" in arguments or "--no-cluster" not in arguments else []
     faults += [_hsm(), _postgres_tls(), _redis_tls()]
     faults += [_environment(version) for version in VERSIONS] + [_s3_provider()]
     faults = [fault for fault in faults if fault]
@@ -89,6 +90,14 @@ def _cluster() -> str:
         definitions.ensure(say=_say)
     except tools.Missing as missing:
         return f"every test on a Kubernetes cluster: {missing}"
+    return ""
+
+
+def _stores() -> str:
+    try:
+        tools.ensure(tools.STORES, say=_say)
+    except tools.Missing as missing:
+        return f"every test of backups on S3 servers: {missing}"
     return ""
 
 
