@@ -127,6 +127,16 @@ CHANGES: dict[str, tuple[str, Spec, str]] = {
         {"network": {"vpc": {"cidr": "10.81.0.0/24"}}},
         "The network of a server can't change",
     ),
+    "no network of its own any more": (
+        "managed",
+        {"network": {"vpc": None}},
+        "A server keeps the network that it was made in",
+    ),
+    "a network of its own later": (
+        "monolith",
+        {"network": {"vpc": {"name": "alice", "cidr": "10.81.0.0/24"}}},
+        "A server keeps the network that it was made in",
+    ),
 }
 
 ALLOWED: dict[str, Spec] = {

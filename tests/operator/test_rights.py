@@ -265,6 +265,20 @@ def test_a_server_lives_only_in_its_own_namespace(installed: Cluster, place: str
     assert "another organisation" in refused(installed.api.apply, values.matrix_server(stolen, place))
 
 
+def test_nobody_gives_a_server_out_for_another(installed: Cluster, as_hearth: Api, place: str) -> None:
+    labels = {"hearth.host/server": place.removeprefix("hearth-")}
+    server = values.matrix_server(small(), place)
+    server["metadata"]["labels"] = {"hearth.host/server": "00000000-0000-0000-0000-000000000000"}
+    assert "its own namespace" in refused(as_hearth.apply, server)
+    server["metadata"]["labels"] = labels
+    as_hearth.apply(server)
+    for api in (as_hearth, installed.api):
+        for label in ("00000000-0000-0000-0000-000000000000", "", None):
+            change = {"metadata": {"labels": {"hearth.host/server": label}}}
+            assert "its own namespace" in refused(api.patch, server, change)
+    as_hearth.patch(server, {"spec": {"restarts": 1}})
+
+
 def test_the_role_is_made_of_the_kinds_that_the_operator_manages() -> None:
     rules = next(
         each
