@@ -33,6 +33,12 @@ SERVER = {
         "namespace": {"type": "string", "minLength": 1, "maxLength": 63},
         "uid": {"type": "string", "description": "Empty leaves the owner references out.", "maxLength": 63},
         "organisation": {"type": "string", "maxLength": 36},
+        "stopped": {"type": "boolean", "description": "Whether no process of Synapse may run."},
+        "arrangement": {
+            "type": "string",
+            "description": "What the operator notes on groups of processes: who does what among them.",
+            "maxLength": 250,
+        },
     },
 }
 

@@ -34,6 +34,8 @@ class Workload:
     selector: str
     reason: str = ""
     message: str = ""
+    changed: str = ""
+    """When somebody last changed what is asked for, in RFC 3339."""
 
     @property
     def settled(self) -> bool:
@@ -114,7 +116,13 @@ def _workload(found: Mapping[str, Any]) -> Workload:
         selector=_selector(found),
         reason=reason,
         message=message,
+        changed=max((str(each.get("time") or "") for each in _wishes(found)), default=""),
     )
+
+
+def _wishes(found: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    entries: Iterable[Mapping[str, Any]] = found["metadata"].get("managedFields") or ()
+    return (each for each in entries if each.get("subresource") != "status")
 
 
 def _truth(condition: Mapping[str, Any] | None) -> bool | None:

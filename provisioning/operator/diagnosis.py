@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from provisioning.operator.children import KINDS
+from provisioning.operator.children import KINDS, Workload
 from provisioning.operator.kube.client import METADATA, Client
 from provisioning.operator.kube.errors import ApiError
 from provisioning.operator.kube.kinds import PODS, Kind
@@ -27,6 +27,8 @@ DATABASE = (
     ("incorrect collation", "DatabaseCollation", "The database was not made with locale C, which Synapse needs."),
     ("cannot use this database as it is too new", "DatabaseTooNew", "The database belongs to a later Synapse."),
 )
+PASSING = ("status unknown for quota", "already exists", "being deleted")
+"""Parts of refusals that end by themselves."""
 WAITING = {
     "CreateContainerConfigError": ("SecretIncomplete", "The server's Secret is missing or lacks a key"),
     "ErrImagePull": ("ImageMissing", "The image can't be fetched"),
@@ -44,8 +46,8 @@ class Diagnosis:
     crashes: int = 0
 
 
-async def diagnose(client: Client, namespace: str) -> Diagnosis:
-    """Look at a namespace's pods, volumes and refusals."""
+async def diagnose(client: Client, namespace: str, workloads: Mapping[str, Workload]) -> Diagnosis:
+    """Look at a namespace's pods, volumes and refusals. `workloads`: its groups of processes by name."""
     pods = (await client.list(PODS, namespace)).get("items") or []
     found = of_pods(pods)
     if found.fault and found.fault.reason != "Unschedulable":
@@ -57,7 +59,7 @@ async def diagnose(client: Client, namespace: str) -> Diagnosis:
     if found.fault:
         return found
     events = (await client.list(CORE_EVENTS, namespace)).get("items") or []
-    return Diagnosis(of_events(events), found.crashes)
+    return Diagnosis(of_events(events, workloads), found.crashes)
 
 
 def of_pods(pods: Iterable[Mapping[str, Any]]) -> Diagnosis:
@@ -123,11 +125,23 @@ async def _volumes(client: Client, pending: Iterable[Mapping[str, Any]]) -> Faul
     return None
 
 
-def of_events(events: Iterable[Mapping[str, Any]]) -> Fault | None:
-    """Return the refusal to make pods that a StatefulSet has no condition for."""
+def of_events(events: Iterable[Mapping[str, Any]], workloads: Mapping[str, Workload]) -> Fault | None:
+    """Return the refusal to make pods that a StatefulSet has no condition for.
+
+    An Event outlives its cause by an hour: it counts only for a group that lacks pods now, and only when it was told
+    after somebody last changed what is asked of the group.
+    """
+    lacking = {name: each.changed for name, each in workloads.items() if each.replicas < each.desired}
     refused = [each for each in events if each.get("reason") == "FailedCreate"]
-    for each in sorted(refused, key=lambda event: str(event.get("lastTimestamp") or ""), reverse=True):
-        name, text = (each.get("involvedObject") or {}).get("name", "?"), str(each.get("message") or "")
+    for each in sorted(refused, key=_told, reverse=True):
+        name, text = str((each.get("involvedObject") or {}).get("name")), str(each.get("message") or "")
+        if name not in lacking or _told(each) < lacking[name] or any(part in text for part in PASSING):
+            continue
         if "exceeded quota" in text:
             return Fault("QuotaExceeded", f"{name} needs more than this server's quota allows: {text}")
+        return Fault("PodsRefused", f"The cluster refuses to start {name}: {text}")
     return None
+
+
+def _told(event: Mapping[str, Any]) -> str:
+    return str(event.get("lastTimestamp") or event.get("eventTime") or "")

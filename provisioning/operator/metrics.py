@@ -32,6 +32,9 @@ class Metrics:
             f"{name}_ready_seconds", "From a change to Ready", buckets=(1, 5, 15, 60, 300, 900), registry=registry
         )
         self.applied = Counter(f"{name}_applied", "Children written, by cause", ["cause"], registry=registry)
+        self.applied_at = Gauge(
+            f"{name}_applied_timestamp_seconds", "When the last child was written", registry=registry
+        )
         self.pruned = Counter(f"{name}_pruned", "Children deleted because nobody wants them", registry=registry)
         self.leads = Gauge(f"{name}_leads", "1 while this operator is the one that acts", registry=registry)
 

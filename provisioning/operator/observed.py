@@ -32,6 +32,8 @@ class Probe:
     version: str = ""
     signing_key_id: str = ""
     message: str = ""
+    since: float = 0.0
+    """Of one that failed: for how many seconds all have."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Observed:
     kept: tuple[Place, ...] = ()
     pending: int = 0
     """Children that still must be written."""
+    pods: int | None = None
+    """How many of Synapse's pods there are, where that was asked."""
 
     @property
     def troubled(self) -> bool:
@@ -71,6 +75,17 @@ class Observed:
     def workload(self, name: str) -> Workload | None:
         """Return one group of processes."""
         return next((each for found, each in self.workloads() if found == name), None)
+
+    def arrangements(self) -> set[str]:
+        """Return for which arrangements Synapse's groups of processes were made."""
+        found = ((place, child) for place, child in self.children.items() if place.kind in WORKLOADS)
+        return {child.arrangement for place, child in found if is_synapse(place.name)}
+
+    def stopped(self) -> bool:
+        """Say whether the cluster knows that no process of Synapse is wanted, and none is left as far as it tells."""
+        found = [each for place, each in self.children.items() if place.kind in WORKLOADS and is_synapse(place.name)]
+        none = all(isinstance(each.seen, Workload) and each.seen.settled and not each.seen.desired for each in found)
+        return none and not any(each.stale or each.deleting for each in found)
 
     def untold(self) -> list[str]:
         """Return the names of what we have written and whose controller has said nothing since."""

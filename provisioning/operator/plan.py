@@ -2,6 +2,7 @@
 
 - Upgrade: the main process first, because it alone changes the database's schema; workers follow once it answers.
   One that fails goes back to the release that ran, where the database still permits it, and says so.
+- Another arrangement (who writes what): all processes stop, and once none is left the new ones start.
 - Suspend: processes first, then the database hibernates. Resume: the other way round.
 """
 
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from provisioning.operator import arrangement
 from provisioning.operator.children import Place
 from provisioning.operator.observed import MAIN, WORKLOADS, Fault, Observed, condition, is_synapse
 
@@ -19,6 +21,7 @@ UPGRADE_LIMIT = 900.0  # seconds an upgrade may take before it goes back
 CRASHES = 4  # of the main process, before an upgrade goes back sooner
 UPGRADE_FAILED = "UpgradeFailed"
 UPGRADE_STUCK = "UpgradeStuck"
+CONFIGURATION = Place("ConfigMap", "synapse")
 
 
 def nothing(_place: Place) -> bool:
@@ -35,18 +38,40 @@ class Plan:
     step: str = ""
     message: str = ""
     fault: Fault | None = None
+    stops: bool = False
+    """Whether no process of Synapse may run."""
 
 
 def make(spec: Mapping[str, Any], generation: int, status: Mapping[str, Any], seen: Observed) -> Plan:
     """Return the plan for this moment."""
     if "suspended" in spec:
         return _suspend(spec, seen)
+    if plan := _rearrange(spec, seen):
+        return plan
     release = status.get("release") or {}
     if release and _wanted(spec) != (release.get("version"), release.get("image")):
         return _upgrade(spec, generation, status, seen)
     if plan := _resume(spec, seen):
         return plan
     return Plan(spec)
+
+
+def must_count(spec: Mapping[str, Any], seen: Observed) -> bool:
+    """Say whether the next step depends on how many of Synapse's pods there are."""
+    return "suspended" not in spec and seen.arrangements() == {arrangement.STOPPED} and seen.stopped()
+
+
+def _rearrange(spec: Mapping[str, Any], seen: Observed) -> Plan | None:
+    """Return the plan that stops all processes, where some may live that would disagree with the new ones.
+
+    What they read stays as it is until then: one that starts again meanwhile must not have the new configuration.
+    """
+    there, wanted = seen.arrangements(), arrangement.of(spec)
+    ended = there == {arrangement.STOPPED} and seen.stopped() and seen.pods == 0
+    if ended or not (there == {arrangement.STOPPED} or any(arrangement.conflicts(each, wanted) for each in there)):
+        return None
+    text = "All processes stop before the new ones start, because old and new ones would disagree about who does what."
+    return Plan(spec, lambda place: place == CONFIGURATION, "Rearranging", text, stops=True)
 
 
 def _wanted(spec: Mapping[str, Any]) -> tuple[str, str]:
@@ -58,10 +83,11 @@ def _suspend(spec: Mapping[str, Any], seen: Observed) -> Plan:
     database = seen.database()
     if running:
         wait = f"Waiting for {', '.join(running)} to stop before the database hibernates."
-        return Plan(spec, lambda place: place.kind == "Cluster", "Suspending", wait)
+        return Plan(spec, lambda place: place.kind == "Cluster", "Suspending", wait, stops=True)
     if database and not database.hibernated:
-        return Plan(spec, step="Suspending", message="The processes have stopped; the database is going to sleep.")
-    return Plan(spec)
+        text = "The processes have stopped; the database is going to sleep."
+        return Plan(spec, step="Suspending", message=text, stops=True)
+    return Plan(spec, stops=True)
 
 
 def _resume(spec: Mapping[str, Any], seen: Observed) -> Plan | None:

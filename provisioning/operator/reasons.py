@@ -15,8 +15,6 @@ def of_api_error(error: ApiError) -> Fault:
         return Fault("NamespaceTerminating", "The server's namespace is being deleted, so nothing can be made in it.")
     if error.status == 403 and "exceeded quota" in text:
         return Fault("QuotaExceeded", f"This server's quota does not allow it, so nothing was made: {text}")
-    if error.status == 403 and "status unknown for quota" in text:
-        return Fault("NotWritten", f"The cluster is still counting what a new quota allows. It is tried again: {text}")
     if error.status == 403:
         return Fault("Forbidden", f"The operator is not permitted to do this. Nothing was changed: {text}")
     if error.status == 404:

@@ -9,16 +9,18 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from provisioning.operator import arrangement
 from provisioning.operator import plan as planning
 from provisioning.operator.children import KINDS, SERVERS, Place, Workload
 from provisioning.operator.diagnosis import Diagnosis, diagnose
 from provisioning.operator.differences import Differences, compare
 from provisioning.operator.finalbackup import FinalBackup
-from provisioning.operator.kube.client import WHOLE, Client
+from provisioning.operator.kube.client import METADATA_LIST, WHOLE, Client
 from provisioning.operator.kube.errors import ApiError
+from provisioning.operator.kube.kinds import PODS
 from provisioning.operator.metrics import Metrics
 from provisioning.operator.notices import Notices
 from provisioning.operator.observed import MAIN, Fault, Observed, Probe, condition
@@ -26,7 +28,7 @@ from provisioning.operator.ownership import Owner, body
 from provisioning.operator.probe import Prober
 from provisioning.operator.reasons import of_api_error, of_render_error
 from provisioning.operator.render import RenderError, RenderUnavailableError
-from provisioning.operator.rendering import Rendering
+from provisioning.operator.rendering import Asked, Rendering
 from provisioning.operator.status import compute
 from provisioning.operator.store import Store
 from provisioning.operator.writing import Writer
@@ -34,7 +36,8 @@ from provisioning.operator.writing import Writer
 log = logging.getLogger(__name__)
 
 FINALIZER = "hearth.host/final-backup"
-FIRST = 1.5  # seconds in which a new server that is well need not say that it is being made
+FIRST = 1.5  # seconds after its parts are written in which a new server that is well need not say that it is being made
+COUNTING = 10.0  # seconds after a change in which the cluster may not have counted what a larger quota allows
 MINOR = 5.0  # seconds between two writes of a status in which only counts or sentences have changed
 
 
@@ -57,11 +60,15 @@ class Memory:
     probed: tuple[Any, ...] = ()
     """The state of the server that the probe belongs to."""
     probe_due: float = 0.0
+    silent_since: float = 0.0
+    """When the first of the probes was begun that have all failed since, by the monotonic clock; 0 when none has."""
     unsettled_since: float = 0.0
     diagnosed_at: float = 0.0
     diagnosis: Diagnosis = field(default_factory=lambda: Diagnosis(None))
     told_at: float = 0.0
     changed_at: float = 0.0
+    made_at: float = 0.0
+    """When all its parts had been written once."""
     generation: int = 0
 
 
@@ -114,31 +121,48 @@ class Reconciler:
         """Write what differs, and return what is there afterwards with the plan that was followed."""
         namespace = server["metadata"]["namespace"]
         before = self._look(server, memory)
+        if planning.must_count(server["spec"], before):
+            before = replace(before, pods=await self._count(namespace))
         plan = self._plan(server, before)
-        faults: Mapping[Place, Fault] = {}
-        found, fault = Differences((), (), ()), None
+        found, faults, fault = await self._attempt(server, plan)
+        uncounted = faults and {each.reason for each in faults.values()} == {"QuotaExceeded"}
+        if uncounted and time.monotonic() - memory.changed_at < COUNTING:
+            raise Outcome("the cluster may not have counted yet what the quota allows now", longest=2)
+        memory.made_at = memory.made_at or time.monotonic()
+        await self._examine(server, memory)
+        seen = replace(self._look(server, memory, faults=faults, fault=fault, found=found), pods=before.pods)
+        if faults or fault:
+            self._metrics.failures.inc()
+            self._later(namespace, random.uniform(20, 40) if not found.waiting else 1.0)  # noqa: S311 (spreads load)
+        elif found.waiting or (plan.stops and plan.step):
+            self._later(namespace, 1.0)
+        now = self._plan(server, seen)
+        # The message too: in an upgrade it says which of the processes may change now.
+        if (now.step, now.message, now.spec, now.stops) != (plan.step, plan.message, plan.spec, plan.stops):
+            self._later(namespace, 0.0)
+        return seen, now
+
+    async def _attempt(
+        self, server: dict[str, Any], plan: planning.Plan
+    ) -> tuple[Differences, Mapping[Place, Fault], Fault | None]:
+        """Write what differs; return it with what was refused, of single children and of the whole."""
         try:
-            found, faults = await self._write(server, plan)
+            return *await self._write(server, plan), None
         except RenderError as error:
-            fault = of_render_error(error)
+            return Differences((), (), ()), {}, of_render_error(error)
         except RenderUnavailableError as error:
             raise Outcome(str(error), longest=5) from error
         except ApiError as error:
             if error.passing:
                 raise Outcome(str(error), longest=4) from error
-            fault = of_api_error(error)
-        await self._examine(server, memory)
-        seen = self._look(server, memory, faults=faults, fault=fault, found=found)
-        if faults or fault:
-            self._metrics.failures.inc()
-            self._later(namespace, random.uniform(20, 40) if not found.waiting else 1.0)  # noqa: S311 (spreads load)
-        elif found.waiting:
-            self._later(namespace, 1.0)
-        now = self._plan(server, seen)
-        # The message too: in an upgrade it says which of the processes may change now.
-        if (now.step, now.message, now.spec) != (plan.step, plan.message, plan.spec):
-            self._later(namespace, 0.0)
-        return seen, now
+            return Differences((), (), ()), {}, of_api_error(error)
+
+    async def _count(self, namespace: str) -> int:
+        """Return how many of Synapse's pods there are, those included that are ending."""
+        found = await self._client.list(
+            PODS, namespace, selector=arrangement.SYNAPSE, accept=METADATA_LIST, newest=True
+        )
+        return len(found.get("items") or ())
 
     def _plan(self, server: Mapping[str, Any], seen: Observed) -> planning.Plan:
         generation = int(server["metadata"].get("generation") or 0)
@@ -148,7 +172,7 @@ class Reconciler:
         metadata = server["metadata"]
         namespace = metadata["namespace"]
         owner = Owner(namespace, metadata["name"], metadata["uid"])
-        async with self._rendering.of(owner, plan.spec) as rendered:
+        async with self._rendering.of(owner, Asked(plan.spec, plan.stops)) as rendered:
             found = compare(
                 rendered.wanted,
                 self._store.children(namespace),
@@ -193,8 +217,10 @@ class Reconciler:
         main = seen.workload(MAIN)
         if main is not None and main.settled and main.desired:
             await self._probe(server, memory, main)
-        elif memory.probe is not None and (main is None or not main.ready):
-            memory.probe, memory.probed = None, ()
+        else:
+            memory.silent_since = 0.0
+            if main is None or not main.ready:
+                memory.probe, memory.probed = None, ()
         if all(each.settled for _name, each in seen.workloads()):
             memory.unsettled_since, memory.diagnosis = 0.0, Diagnosis(None)
             return
@@ -207,14 +233,18 @@ class Reconciler:
         memory.diagnosed_at = now
         self._later(namespace, self._pace.diagnose_again)
         try:
-            memory.diagnosis = await diagnose(self._client, namespace)
+            memory.diagnosis = await diagnose(self._client, namespace, dict(seen.workloads()))
         except ApiError as error:
             log.info("%s: the pods could not be read: %s", namespace, error)
 
     async def _probe(self, server: dict[str, Any], memory: Memory, main: Workload) -> None:
         state = (main.image, main.selector, server["metadata"].get("generation"))
         if memory.probe is None or memory.probed != state or time.monotonic() >= memory.probe_due:
-            memory.probe, memory.probed = await self._prober.ask(server), state
+            begun = time.monotonic()
+            found = await self._prober.ask(server)
+            memory.silent_since = 0.0 if found.ok else memory.silent_since or begun
+            since = 0.0 if found.ok else time.monotonic() - memory.silent_since
+            memory.probe, memory.probed = replace(found, since=since), state
             pause = self._pace.probe_again if memory.probe.ok else self._pace.probe_retry
             memory.probe_due = time.monotonic() + pause * random.uniform(1.0, 1.3)  # noqa: S311 (spreads load)
         # A turn asks again for whatever it waits for: of several wishes only the earliest is kept.
@@ -228,7 +258,7 @@ class Reconciler:
             return
         namespace = server["metadata"]["namespace"]
         if not before and condition(status, "Progressing")["status"] == "True" and not seen.troubled:
-            wait = memory.changed_at + FIRST - time.monotonic()
+            wait = memory.made_at + FIRST - time.monotonic()
         else:
             wait = memory.told_at + MINOR - time.monotonic() if outline(status) == outline(before) else 0.0
         if wait > 0:
@@ -275,7 +305,8 @@ class Reconciler:
             if error.status == 404:
                 return
             # Somebody else wrote in between: the watch tells, and the next turn reads what they wrote.
-            raise Outcome(f"the finalizer could not be written: {error}", longest=4) from error
+            passing = error.passing or error.status == 409
+            raise Outcome(f"the finalizer could not be written: {error}", longest=4 if passing else 120) from error
         metadata["resourceVersion"] = answer["metadata"]["resourceVersion"]
         metadata["finalizers"] = finalizers
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from provisioning.operator import arrangement
 from provisioning.operator.children import KINDS, Place
 from provisioning.operator.differences import Wanted, Write
 from provisioning.operator.kube.fingerprint import Shapes
@@ -71,13 +72,21 @@ class Known:
     before: frozenset[Place] = frozenset()
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is to be rendered: a spec, or with `stops` the same without a process of Synapse."""
+
+    spec: Mapping[str, Any]
+    stops: bool = False
+
+
 class Rendered:
     """One turn's documents."""
 
-    def __init__(self, rendering: Rendering, owner: Owner, spec: Mapping[str, Any], known: Known) -> None:
+    def __init__(self, rendering: Rendering, owner: Owner, asked: Asked, known: Known) -> None:
         self._rendering = rendering
         self._owner = owner
-        self._spec = spec
+        self._asked = asked
         self._known = known
         self.bodies: dict[Place, dict[str, Any]] = {}
 
@@ -115,7 +124,7 @@ class Rendered:
         missing = {each.place for each in writes} - self.bodies.keys()
         if missing:
             have = [each.digest for each in self.wanted if each.place not in missing]
-            await self._rendering.fetch(self._owner, self._spec, have, self.bodies)
+            await self._rendering.fetch(self._owner, self._asked, have, self.bodies)
 
     def body(self, write: Write) -> bytes:
         """Return what to send."""
@@ -137,9 +146,10 @@ class Rendering:
         self._known.pop(namespace, None)
 
     @contextlib.asynccontextmanager
-    async def of(self, owner: Owner, spec: Mapping[str, Any]) -> AsyncIterator[Rendered]:
+    async def of(self, owner: Owner, asked: Asked) -> AsyncIterator[Rendered]:
         """Give a server's documents for one turn."""
-        plan = blake2b(orjson.dumps([owner.uid, spec], option=orjson.OPT_SORT_KEYS), digest_size=12).digest()
+        whole = [owner.uid, asked.spec, asked.stops]
+        plan = blake2b(orjson.dumps(whole, option=orjson.OPT_SORT_KEYS), digest_size=12).digest()
         known = self._known.get(owner.namespace)
         live = self._store.children(owner.namespace)
         share = 0
@@ -147,12 +157,12 @@ class Rendering:
             share = CHANGE if live else FIRST
         async with self._budget.take(share) if share else contextlib.nullcontext():
             if known is None or known.plan != plan:
-                rendered = await self._render(owner, spec, plan, known)
+                rendered = await self._render(owner, asked, plan, known)
             else:
-                rendered = Rendered(self, owner, spec, known)
+                rendered = Rendered(self, owner, asked, known)
             yield rendered
 
-    async def _render(self, owner: Owner, spec: Mapping[str, Any], plan: bytes, known: Known | None) -> Rendered:
+    async def _render(self, owner: Owner, asked: Asked, plan: bytes, known: Known | None) -> Rendered:
         live = self._store.children(owner.namespace)
         places = {
             each.digest: each.place
@@ -162,19 +172,21 @@ class Rendering:
             and child.accepted == child.fingerprint
         }
         bodies: dict[Place, dict[str, Any]] = {}
-        wanted = await self.fetch(owner, spec, places, bodies)
+        wanted = await self.fetch(owner, asked, places, bodies)
         before = known.before if known else frozenset()
         fresh = Known(plan, tuple(Wanted(places.get(digest) or place, digest) for digest, place in wanted), before)
         self._known[owner.namespace] = fresh
-        rendered = Rendered(self, owner, spec, fresh)
+        rendered = Rendered(self, owner, asked, fresh)
         rendered.bodies = bodies
         return rendered
 
     async def fetch(
-        self, owner: Owner, spec: Mapping[str, Any], have: Iterable[str], bodies: dict[Place, dict[str, Any]]
+        self, owner: Owner, asked: Asked, have: Iterable[str], bodies: dict[Place, dict[str, Any]]
     ) -> list[tuple[str, Place]]:
         """Render; put the bodies of documents not in `have` into `bodies`, and return digest and place of all."""
-        server = {"name": owner.name, "namespace": owner.namespace, "uid": owner.uid}
+        spec = asked.spec
+        server = {"name": owner.name, "namespace": owner.namespace, "uid": owner.uid, "stopped": asked.stops}
+        server |= {"arrangement": arrangement.STOPPED if asked.stops else arrangement.of(spec)}
         values = {"server": server | {"organisation": spec["organisation"]}, "spec": spec}
         found: list[tuple[str, Place]] = []
         for document in await self._renderer.render(owner.namespace, values, have):

@@ -13,6 +13,9 @@ Judgement = tuple[str, str, str]
 """A condition's status, reason and message."""
 
 LONGEST = 1900  # characters of a message
+GRACE = (
+    10.0  # seconds in which a server whose main process is ready may fail to answer: just started, or once by chance
+)
 
 
 def compute(server: Mapping[str, Any], plan: Plan, seen: Observed) -> dict[str, Any]:
@@ -86,7 +89,7 @@ def _troubles(seen: Observed) -> Iterator[Fault]:
     for each in seen.certificates():
         if not each.ready and each.reason in FAILED_CERTIFICATE:
             yield Fault("CertificateFailed", each.message)
-    if seen.probe and not seen.probe.ok and _main_settled(seen):
+    if seen.probe and not seen.probe.ok and seen.probe.since >= GRACE and _main_settled(seen):
         yield Fault("NotAnswering", seen.probe.message)
 
 
@@ -123,13 +126,18 @@ def _ready(server: Mapping[str, Any], seen: Observed, trouble: Fault | None, pro
     if main is not None and main.ready and seen.probe is not None and seen.probe.ok:
         wrong = _wrong_key(spec, seen)
         return ("False", wrong.reason, wrong.message) if wrong else ("True", "Answers", "The server answers clients.")
-    if main is not None and main.ready and seen.probe is None and was.get("status") == "True":
+    if main is not None and main.ready and _undecided(seen) and was.get("status") == "True":
         return "True", str(was["reason"]), str(was["message"])
     if trouble:
         return "False", trouble.reason, trouble.message
     if progressing[0] == "True":
         return "False", progressing[1], progressing[2]
     return "Unknown", "NotAsked", "The server has not been asked yet."
+
+
+def _undecided(seen: Observed) -> bool:
+    """Say whether it is not known (yet) if the server answers."""
+    return seen.probe is None or (not seen.probe.ok and seen.probe.since < GRACE)
 
 
 def _wrong_key(spec: Mapping[str, Any], seen: Observed) -> Fault | None:
@@ -153,8 +161,11 @@ def _progressing(server: Mapping[str, Any], plan: Plan, seen: Observed) -> Judge
     if unsettled or seen.pending or seen.workload(MAIN) is None:
         waits = f"Waiting for {', '.join(unsettled)}." if unsettled else "Waiting for the cluster to take its parts."
         return "True", "Creating" if new else "RollingOut", waits
-    if "suspended" not in server["spec"] and (seen.probe is None or not seen.probe.ok) and new:
-        return "True", "Creating", "Waiting for the server to answer."
+    if "suspended" not in server["spec"] and (seen.probe is None or not seen.probe.ok):
+        # What is under way has ended only when the server answers, or is known not to.
+        was = condition(before, "Progressing").get("status") == "True"
+        if new or (was and _undecided(seen)):
+            return "True", "Creating" if new else "RollingOut", "Waiting for the server to answer."
     return "False", "Settled", ""
 
 

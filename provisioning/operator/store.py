@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from provisioning.operator.arrangement import ANNOTATION as ARRANGEMENT
 from provisioning.operator.children import SERVERS, Place, outdated
 from provisioning.operator.kube.client import MANAGER
 from provisioning.operator.kube.fingerprint import Shapes
@@ -35,10 +36,21 @@ class Child:
     """Whether we have written it since `seen` was made: the watch has yet to tell what came of it."""
     accepted: int = 0
     """The fingerprint that was found to be as applied."""
+    arrangement: str = ""
+    """Of a group of Synapse's processes: who does what among those that it was made for."""
 
     def same(self, other: Child) -> bool:
         """Say whether nothing has changed that decides anything."""
-        return (self.uid, self.digest, self.fingerprint, self.deleting, self.owner, self.stale, self.seen) == (
+        return (
+            self.uid,
+            self.digest,
+            self.fingerprint,
+            self.deleting,
+            self.owner,
+            self.stale,
+            self.seen,
+            self.arrangement,
+        ) == (
             other.uid,
             other.digest,
             other.fingerprint,
@@ -46,6 +58,7 @@ class Child:
             other.owner,
             other.stale,
             other.seen,
+            other.arrangement,
         )
 
 
@@ -141,7 +154,7 @@ class Store:
     def take(self, kind: Kind, found: Mapping[str, Any], *, written: bool = False) -> Child | None:
         """Take a child as it is now; from our own write's answer no wish for another turn comes."""
         metadata = found["metadata"]
-        labels = metadata.get("labels") or {}
+        labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
         home = metadata["namespace"] if kind.namespaced else labels.get(HOME, "")
         place = Place(kind.name, sys.intern(metadata["name"]))
         version = int(metadata["resourceVersion"])
@@ -154,12 +167,13 @@ class Store:
         now = Child(
             uid=metadata["uid"],
             version=version,
-            digest=(metadata.get("annotations") or {}).get(DIGEST, ""),
+            digest=annotations.get(DIGEST, ""),
             fingerprint=self.shapes.of(metadata, shared=kind.shared),
             deleting="deletionTimestamp" in metadata,
             owner=sys.intern(owner_of(metadata)),
             seen=kind.look(found) if kind.look and not written else held and outdated(held.seen),
             editor=_editor(metadata),
+            arrangement=sys.intern(annotations.get(ARRANGEMENT, "")),
         )
         if written:
             # Whatever the server made of our own write is what we applied.

@@ -16,7 +16,7 @@ from provisioning.operator.kube.errors import ApiError, NotLeaderError
 from provisioning.operator.kube.fingerprint import additions, claimed
 from provisioning.operator.metrics import Metrics
 from provisioning.operator.notices import Notices
-from provisioning.operator.observed import Fault
+from provisioning.operator.observed import WORKLOADS, Fault, is_synapse
 from provisioning.operator.ownership import Owner
 from provisioning.operator.reasons import of_api_error
 from provisioning.operator.rendering import Rendered
@@ -117,6 +117,7 @@ class Writer:
             return fault
         self._store.take(kind, answer, written=True)
         self._metrics.applied.labels(write.cause.value).inc()
+        self._metrics.applied_at.set_to_current_time()
         self._say(server, write)
         return None
 
@@ -140,8 +141,10 @@ class Writer:
             return
         self._check()
         kind = KINDS[place.kind]
+        # A group of Synapse's processes stays to be seen until the last of them has ended.
+        propagation = "Foreground" if place.kind in WORKLOADS and is_synapse(place.name) else "Background"
         try:
-            await self._client.delete(kind, owner.namespace, place.name, uid=child.uid, propagation="Background")
+            await self._client.delete(kind, owner.namespace, place.name, uid=child.uid, propagation=propagation)
         except ApiError as error:
             if error.passing:
                 raise

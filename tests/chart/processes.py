@@ -219,9 +219,9 @@ class Fleet:
         info = self.server.info
         return psycopg.connect(host=info.host, port=info.port, user=self.name, dbname=self.name)
 
-    def client(self, pod: str) -> httpx.Client:
+    def client(self, pod: str, *, port: int = 8008) -> httpx.Client:
         """Return a client of one pod's HTTP listener."""
-        transport = httpx.HTTPTransport(uds=str(self.folder / pod / "8008.sock"))
+        transport = httpx.HTTPTransport(uds=str(self.folder / pod / f"{port}.sock"))
         return httpx.Client(transport=transport, base_url="http://pod", timeout=30)
 
     def ready(self, *pods: str, seconds: float = 120) -> None:

@@ -170,6 +170,13 @@ def test_behind_a_load_balancer_the_front_answers_while_the_server_is_away() -> 
         selector = rendered["Service/synapse-loadbalancer"]["spec"]["selector"]
         assert selects({"matchLabels": selector}, rendered.pods()[name]["metadata"]["labels"])
         assert rendered["NetworkPolicy/loadbalancer"]["spec"] in policies_of(rendered, name)
+        ports = {each["targetPort"] for each in rendered["Service/synapse-loadbalancer"]["spec"]["ports"]}
+        let_in = {each["port"] for each in rendered["NetworkPolicy/loadbalancer"]["spec"]["ingress"][0]["ports"]}
+        container = rendered.pods()[name]["spec"]["containers"][0]
+        (port,) = ports
+        assert let_in == ports
+        number = next(each["containerPort"] for each in container["ports"] if each["name"] == port)
+        assert number != 8008, "administration answers there"
 
 
 def test_a_load_balancer_alone_can_not_answer_for_a_foreign_name() -> None:

@@ -6,8 +6,9 @@ import pytest
 
 from tests.cluster.stand_ins import HANDS_OFF
 from tests.operator.homeservers import Homeservers
+from tests.operator.pods import Watched
 from tests.operator.process import Operator
-from tests.operator.servers import DEPLOYMENT, STATEFUL, Server, Servers, large
+from tests.operator.servers import DEPLOYMENT, STATEFUL, Server, Servers, large, small
 
 pytestmark = pytest.mark.xdist_group("cluster-operator")
 
@@ -76,6 +77,87 @@ def test_more_workers_do_not_touch_what_the_autoscaler_decided(big: Server) -> N
     big.wait_ready()
     assert big.need(DEPLOYMENT, "synapse-generic")["spec"]["replicas"] == 2
     assert not [note for reason, note in big.events() if reason == "EditUndone"]
+
+
+@pytest.mark.parametrize(
+    ("before", "change"),
+    [
+        ({}, {"eventPersisters": 2}),
+        ({"eventPersisters": 2}, {"eventPersisters": 1}),
+        ({"streamWriters": {"typing": True, "receipts": True}}, {"streamWriters": {"typing": False}}),
+        ({}, {"federationSenders": 3}),
+    ],
+)
+def test_processes_that_disagree_who_writes_never_live_together(
+    operator: Operator, servers: Servers, before: dict[str, object], change: dict[str, object]
+) -> None:
+    server = servers.make(large(workers=before, routing={"ingress": {"regex": {}}}))
+    server.wait_ready()
+    with Watched(server) as pods:
+        server.change(workers=change)
+        server.wait("Progressing", "True", "Rearranging")
+        server.wait_ready(seconds=60)
+    assert len(pods.configurations) == 2
+    assert not pods.together
+    main, generic = server.need(STATEFUL, "synapse-main"), server.need(DEPLOYMENT, "synapse-generic")
+    assert main["spec"]["replicas"] == 1
+    assert generic["spec"]["replicas"] >= 1
+    assert {reason for reason, _note in server.events()} & {"QuotaExceeded", "EditUndone", "Restored"} == set()
+
+
+def test_killed_while_processes_are_exchanged_it_still_lets_no_two_kinds_live(
+    operator: Operator, servers: Servers
+) -> None:
+    server = servers.make(large())
+    server.wait_ready()
+    with Watched(server) as pods:
+        server.change(workers={"eventPersisters": 2})
+        server.wait_child(STATEFUL, "synapse-main", lambda each: each["spec"]["replicas"] == 0)
+        operator.kill()
+        operator.start()
+        server.wait_ready(seconds=60)
+    assert len(pods.configurations) == 2
+    assert not pods.together
+
+
+def test_from_one_process_to_workers_and_back_no_quota_is_hit(operator: Operator, servers: Servers) -> None:
+    server = servers.make(small(size={"cpu": 4, "memory": "16Gi"}))
+    server.wait_ready()
+    for workers, redis in (
+        ({"generic": {"min": 2, "max": 3}, "eventPersisters": 1}, {"managed": {"host": "redis.example"}}),
+        ({"generic": None, "eventPersisters": 0}, None),
+    ):
+        with Watched(server) as pods:
+            server.change(workers=workers, redis=redis)
+            server.wait_ready(seconds=60)
+        assert not pods.together
+    assert not [note for reason, note in server.events() if reason == "QuotaExceeded"]
+
+
+def test_a_smaller_size_finds_room_in_its_quota(big: Server) -> None:
+    big.change(size={"memory": "8Gi"})
+    big.wait_ready(seconds=60)
+    assert not [note for reason, note in big.events() if reason == "QuotaExceeded"]
+
+
+def test_a_change_that_all_agree_on_rolls(big: Server) -> None:
+    with Watched(big) as pods:
+        big.change(limits={"maxUsers": 77})
+        big.wait_child(STATEFUL, "synapse-main", lambda each: each["metadata"]["generation"] == 2)
+        big.wait_ready()
+    assert "Rearranging" not in {reason for reason, _note in big.events()}
+    assert len(pods.configurations) == 2
+
+
+def test_an_answer_that_comes_a_little_late_is_no_trouble(server: Server, homeservers: Homeservers) -> None:
+    homeservers.silent.add(server.namespace)
+    asked = homeservers.asked[server.namespace]
+    server.change(restarts=1)
+    server.api.wait("two questions", lambda: homeservers.asked[server.namespace] >= asked + 2)
+    assert server.condition("Progressing")["status"] == "True"
+    homeservers.silent.discard(server.namespace)
+    server.wait_ready()
+    assert not [note for reason, note in server.events() if reason == "NotAnswering"]
 
 
 def test_an_upgrade_changes_the_main_process_first(big: Server, homeservers: Homeservers) -> None:

@@ -12,8 +12,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from provisioning.operator.children import KEEPS, Place
-from provisioning.operator.diagnosis import of_pods
+from provisioning.operator import arrangement
+from provisioning.operator.children import KEEPS, Place, Workload
+from provisioning.operator.diagnosis import of_events, of_pods
 from provisioning.operator.differences import Cause, Wanted, compare
 from provisioning.operator.kube.access import AccessError, InCluster, Kubeconfig
 from provisioning.operator.kube.errors import from_answer, from_status
@@ -22,6 +23,7 @@ from provisioning.operator.kube.queue import WorkQueue
 from provisioning.operator.ownership import stamp
 from provisioning.operator.render import split
 from provisioning.operator.store import Child
+from tests.chart.values import changed
 
 SERVICE, CLAIM = Place("Service", "a"), Place("PersistentVolumeClaim", "media")
 
@@ -234,6 +236,58 @@ def test_a_secret_that_lacks_a_key_is_named() -> None:
     assert found.fault.reason == "SecretIncomplete"
     assert "macaroon" in found.fault.message
     assert found.crashes == 2
+
+
+def refusal(name: str, when: str) -> dict[str, Any]:
+    about, text = {"name": name}, f"create Pod {name}-0 failed: exceeded quota: server"
+    return {"reason": "FailedCreate", "message": text, "involvedObject": about, "lastTimestamp": when}
+
+
+@pytest.mark.parametrize(
+    ("replicas", "when", "counts"),
+    [(0, "2026-01-02T00:00:00Z", True), (0, "2026-01-01T00:00:00Z", False), (1, "2026-01-02T00:00:00Z", False)],
+)
+def test_a_refusal_counts_while_pods_lack_and_after_the_last_change(replicas: int, when: str, counts: bool) -> None:
+    work = Workload(1, replicas, replicas, replicas, True, "", "", changed="2026-01-01T12:00:00Z")
+    assert bool(of_events([refusal("synapse-main", when)], {"synapse-main": work})) is counts
+    assert of_events([refusal("synapse-main", when)], {"synapse-media": work}) is None
+
+
+WORKERS = {"size": {"cpu": 4, "memory": "16Gi"}, "workers": {"generic": {"min": 1, "max": 3}, "federationSenders": 1}}
+
+
+@pytest.mark.parametrize(
+    ("change", "stops"),
+    [
+        ({}, False),
+        ({"workers": {"generic": {"min": 2, "max": 5}}}, False),
+        ({"size": {"cpu": 8, "memory": "32Gi"}}, False),
+        ({"size": {"memory": "8192Mi"}}, True),
+        ({"size": {"cpu": 2}}, True),
+        ({"workers": {"federationSenders": 2}}, True),
+        ({"workers": {"eventPersisters": 1}}, True),
+        ({"workers": {"mediaRepositories": 1}}, True),
+        ({"workers": {"streamWriters": {"typing": True}}}, True),
+        ({"workers": {"generic": None, "federationSenders": 0}}, True),
+    ],
+)
+def test_which_changes_stop_all_processes_first(change: dict[str, Any], stops: bool) -> None:
+    before, after = arrangement.of(WORKERS), arrangement.of(changed(WORKERS, change))
+    assert arrangement.conflicts(before, after) is stops
+    assert not arrangement.conflicts("", after)
+    assert not arrangement.conflicts(arrangement.STOPPED, after)
+
+
+def test_one_process_changes_its_size_without_a_word() -> None:
+    alone = changed(WORKERS, {"workers": None})
+    assert not arrangement.conflicts(arrangement.of(alone), arrangement.of(changed(alone, {"size": {"cpu": 2}})))
+    assert arrangement.conflicts(arrangement.of(alone), arrangement.of(WORKERS))
+
+
+def test_a_quota_that_is_still_being_counted_is_asked_again_soon() -> None:
+    text = "pods is forbidden: status unknown for quota: server, resources: pods"
+    assert from_status({"code": 403, "reason": "Forbidden", "message": text}).passing
+    assert not from_status({"code": 403, "reason": "Forbidden", "message": "exceeded quota: server"}).passing
 
 
 def kubeconfig(folder: Path, user: dict[str, Any], **cluster: Any) -> Path:

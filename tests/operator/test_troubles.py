@@ -35,6 +35,29 @@ def test_a_quota_that_is_exceeded(operator: Operator, servers: Servers) -> None:
     assert server.condition("Degraded")["status"] == "False"
 
 
+def test_an_old_refusal_is_not_told_again(server: Server) -> None:
+    """An Event lives for an hour. What it says of a time before the last change is over."""
+    meta = {"name": "old", "namespace": server.namespace}
+    about = {"apiVersion": "apps/v1", "kind": "StatefulSet", "namespace": server.namespace, "name": "synapse-main"}
+    server.api.apply(
+        {
+            "apiVersion": "v1", "kind": "Event", "metadata": meta, "involvedObject": about, "type": "Warning",
+            "reason": "FailedCreate", "message": "create Pod synapse-main-0 failed: exceeded quota: server",
+            "lastTimestamp": "2020-01-01T00:00:00Z", "source": {"component": "statefulset-controller"},
+        }
+    )  # fmt: skip
+    by_hand = {"name": "by-hand", "namespace": server.namespace}
+    limits = [{"type": "Container", "max": {"cpu": "1m"}, "default": {"cpu": "1m"}, "defaultRequest": {"cpu": "1m"}}]
+    server.api.apply({"apiVersion": "v1", "kind": "LimitRange", "metadata": by_hand, "spec": {"limits": limits}})
+    server.change(restarts=1)
+    found = server.wait("Degraded", "True", "PodsRefused", seconds=40)
+    assert "maximum cpu" in found["message"]
+    server.api.delete("v1", "LimitRange", "by-hand", server.namespace)
+    server.change(restarts=2)  # Kubernetes' own controller tries again after a pause that doubles; an edit wakes it
+    server.wait_ready(seconds=60)
+    assert not [note for reason, note in server.events() if reason == "QuotaExceeded"]
+
+
 def test_a_storage_class_that_is_missing(operator: Operator, servers: Servers) -> None:
     server = servers.make(large(redis={"own": {"storage": {"class": "not-there"}}}))
     found = server.wait("Degraded", "True", "StorageClassMissing", seconds=40)

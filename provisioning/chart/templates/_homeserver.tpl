@@ -28,6 +28,14 @@ listeners:
     port: 8008
     x_forwarded: true
     resources: [{names: [client, federation], compress: false}]
+  {{- if $spec.routing.loadBalancer }}
+  # A balancer knows no paths, so what the world reaches through it is a listener of its own without administration.
+  - type: http
+    port: 8448
+    x_forwarded: true
+    resources: [{names: [client, federation], compress: false}]
+    additional_resources: {/_synapse/admin: {module: closed.Closed}}
+  {{- end }}
   - {type: metrics, port: 9090}
   {{- if .groups }}
   - type: http

@@ -29,6 +29,9 @@ containers:
       {{- end }}
     ports:
       - {name: http, containerPort: 8008}
+      {{- if and $spec.routing.loadBalancer (eq $group.name "main") }}
+      - {name: public, containerPort: 8448}
+      {{- end }}
       - {name: metrics, containerPort: 9090}
       {{- if and $root.hearth.workers (eq $group.kind "StatefulSet") }}
       - {name: replication, containerPort: 9093}

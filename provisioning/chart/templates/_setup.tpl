@@ -4,6 +4,7 @@
   share     memory of one share in Mi, and milli CPU; the main process has two where there are workers
   mediaOn   the group that serves media
   host      the server name without a port
+  stopped   whether no process of Synapse may run
   front     whether synapse-front is needed, and why: wellKnown, suspended
 */}}
 {{- define "hearth.setup" -}}
@@ -49,6 +50,7 @@
   "shareCPU" (div (mul (int $spec.size.cpu) 1000) $processes)
   "mediaOn" (ternary "media" "main" (gt (int $workers.mediaRepositories) 0))
   "suspended" $suspended
+  "stopped" (or $suspended (.Values.server.stopped | default false))
   "host" $host
   "wellKnown" $wellKnown
   "front" (or $wellKnown $suspended)

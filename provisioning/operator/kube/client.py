@@ -19,6 +19,7 @@ from provisioning.operator.kube.kinds import Kind
 
 MANAGER = "hearth-operator"
 METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+METADATA_LIST = METADATA.replace("PartialObjectMetadata", "PartialObjectMetadataList")
 WHOLE = "application/json"
 APPLY = "application/apply-patch+yaml"
 TRIES = 4
@@ -117,9 +118,11 @@ class Client:
         """Read one object."""
         return await self._json("get", "GET", kind.path(namespace, name), accept=accept)
 
-    async def list(self, kind: Kind, namespace: str = "", *, selector: str = "", accept: str = WHOLE) -> dict[str, Any]:
-        """Read a collection from the server's own cache (`items` may be None when there are none)."""
-        options = {"resourceVersion": "0", **({"labelSelector": selector} if selector else {})}
+    async def list(
+        self, kind: Kind, namespace: str = "", *, selector: str = "", accept: str = WHOLE, newest: bool = False
+    ) -> dict[str, Any]:
+        """Read a collection (`items` may be None when there are none), unless `newest` as the server remembers it."""
+        options = {**({} if newest else {"resourceVersion": "0"}), **({"labelSelector": selector} if selector else {})}
         return await self._json("list", "GET", kind.path(namespace), params=options, accept=accept)
 
     async def raw(self, path: str) -> dict[str, Any]:

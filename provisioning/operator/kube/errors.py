@@ -24,7 +24,9 @@ class ApiError(Exception):
     @property
     def passing(self) -> bool:
         """Whether the same request may well be answered a moment later."""
-        return self.status in {0, 401, 429, 500, 502, 503, 504}
+        # A quota that was just made allows nothing until it has been counted.
+        uncounted = self.status == 403 and "status unknown for quota" in self.message
+        return uncounted or self.status in {0, 401, 429, 500, 502, 503, 504}
 
     @property
     def expired(self) -> bool:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import aiohttp
 import orjson
 
-from provisioning.operator.kube.client import METADATA, WHOLE, Client
+from provisioning.operator.kube.client import METADATA, METADATA_LIST, WHOLE, Client
 from provisioning.operator.kube.errors import ApiError, from_status, unanswered
 from provisioning.operator.kube.kinds import Kind
 
@@ -127,11 +127,7 @@ class Reflector:
             await self._list()
 
     async def _list(self) -> None:
-        accept = (
-            WHOLE
-            if self.kind.whole or self.kind.look
-            else METADATA.replace("PartialObjectMetadata", "PartialObjectMetadataList")
-        )
+        accept = WHOLE if self.kind.whole or self.kind.look else METADATA_LIST
         found = await self._client.list(self.kind, selector=self._options.get("labelSelector", ""), accept=accept)
         for each in found.get("items") or ():
             self._take(each)
