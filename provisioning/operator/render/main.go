@@ -19,6 +19,8 @@ import (
 	"sort"
 	"strings"
 	"sync"
+	"syscall"
+	"time"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 	"helm.sh/helm/v3/pkg/chart"
@@ -48,6 +50,8 @@ type answer struct {
 	Error     string     `json:"error,omitempty"`
 }
 
+const rest = 2 * time.Second
+
 // A set of lines by name, given to the chart as .Capabilities.
 type list []string
 
@@ -58,18 +62,41 @@ func main() {
 	log.SetFlags(0)
 	folder := flag.String("chart", "", "the chart's folder")
 	version := flag.String("kube-version", "v1.34.0", "the API server's version")
-	workers := flag.Int("workers", 2, "how many requests are rendered at once")
+	workers := flag.Int("workers", 1, "how many requests are rendered at once; each holds a chart and its schema")
 	var kinds list
 	flag.Var(&kinds, "api-version", "a group/version, or group/version/Kind, that the API server has (repeatable)")
 	flag.Parse()
 	// Two dozen small documents at a time: a small heap costs little here and is what the operator's limit counts.
-	debug.SetGCPercent(50)
-	debug.SetMemoryLimit(24 << 20)
+	debug.SetGCPercent(100)
+	debug.SetMemoryLimit(20 << 20)
 	capabilities, err := capabilitiesOf(*version, kinds)
 	if err != nil {
 		log.Fatal(err)
 	}
 	serve(*folder, capabilities, *workers)
+}
+
+// trim gives back the heap that a burst needed, and the pages of this program that only its start needed (all of
+// Kubernetes' kinds register themselves): two thirds of it. What is needed again is read from the page cache.
+func trim() {
+	debug.FreeOSMemory()
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		return
+	}
+	self, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		return
+	}
+	for _, line := range strings.Split(string(maps), "\n") {
+		var from, to uintptr
+		var mode string
+		// Never what may be written: its changes would be lost.
+		if _, err := fmt.Sscanf(line, "%x-%x %s", &from, &to, &mode); err != nil || mode[1] != '-' || !strings.HasSuffix(line, self) {
+			continue
+		}
+		syscall.Syscall(syscall.SYS_MADVISE, from, to-from, syscall.MADV_DONTNEED)
+	}
 }
 
 func capabilitiesOf(version string, kinds []string) (*chartutil.Capabilities, error) {
@@ -117,6 +144,8 @@ func serve(folder string, capabilities *chartutil.Capabilities, workers int) {
 	var writing sync.Mutex
 	var group sync.WaitGroup
 	out := bufio.NewWriterSize(os.Stdout, 1<<16)
+	// What a burst of requests needed goes back to the machine after it.
+	idle := time.AfterFunc(rest, trim)
 	for range workers {
 		// Each has its own copy of the chart: rendering coalesces values into it.
 		loaded, err := load(folder)
@@ -135,9 +164,11 @@ func serve(folder string, capabilities *chartutil.Capabilities, workers int) {
 				out.Write(append(text, '\n'))
 				out.Flush()
 				writing.Unlock()
+				idle.Reset(rest)
 			}
 		}()
 	}
+	trim()
 	lines := bufio.NewReaderSize(os.Stdin, 1<<16)
 	for {
 		line, err := lines.ReadBytes('\n')
