@@ -16,6 +16,7 @@ from provisioning.operator.kube.access import find
 from provisioning.operator.kube.client import Client
 from provisioning.operator.kube.kinds import Kind
 from provisioning.operator.kube.reflector import Reflector
+from provisioning.operator.reconcile import FINALIZER
 from tests.chart import values
 from tests.operator.homeservers import KEY
 from tests.operator.servers import ISSUER, LABELS
@@ -31,6 +32,12 @@ def spec(number: int) -> dict[str, Any]:
         routing={"certificate": {"issuerRef": ISSUER}},
         secret={"signingKeyId": KEY},
     )
+
+
+def made(number: int, namespace: str) -> dict[str, Any]:
+    """Return a whole MatrixServer as Hearth makes it."""
+    whole = values.matrix_server(spec(number), namespace)
+    return {**whole, "metadata": {**whole["metadata"], "finalizers": [FINALIZER]}}
 
 
 async def until(reached: Callable[[], object], *, every: float = 0.05, seconds: float = 900) -> None:
@@ -98,11 +105,8 @@ class Fleet:
         return names
 
     async def make_servers(self, names: Iterable[str]) -> None:
-        """Make a MatrixServer in each of these namespaces."""
-        await self.together(
-            self.client.create(SERVERS, name, values.matrix_server(spec(number), name))
-            for number, name in enumerate(names)
-        )
+        """Make a MatrixServer in each of these namespaces, as Hearth does."""
+        await self.together(self.client.create(SERVERS, name, made(number, name)) for number, name in enumerate(names))
 
     async def change(self, name: str, users: int) -> float:
         """Change a server's limit; return when the API server had taken it, by perf_counter."""

@@ -19,11 +19,13 @@ Object = dict[str, Any]
 API = "hearth.host/v1"
 NAME, SECRET = "synapse", "synapse-secrets"
 SERVER, ORGANISATION = "hearth.host/server", "hearth.host/organisation"
+FINALIZER = "hearth.host/final-backup"
 MANAGED, HEARTH = "app.kubernetes.io/managed-by", "hearth"
 UPLOAD_BYTES = 100 * 1024 * 1024
 REDIS_GB, CACHE_GB = 1, 5
 WORKERS_FROM_VCPU, WORKERS_FROM_MB = 4, 8192
 """A server of this size has generic workers, a Redis, and with federation a sender."""
+MOST_WORKERS = 50
 PROCESS_MB = 512
 """Memory that a process should have at least when Hearth decides how many there may be; the definition says 384."""
 
@@ -31,6 +33,11 @@ PROCESS_MB = 512
 def namespace_of(server_id: str) -> str:
     """Return the name of a server's namespace."""
     return f"hearth-{server_id}"
+
+
+def database_name(server_id: str) -> str:
+    """Return the name of a server's database, and of its user, in the region's own PostgreSQL."""
+    return f"hearth_{server_id.replace('-', '')}"
 
 
 def public_host(spec: ServerSpec, place: Place) -> str:
@@ -93,16 +100,23 @@ def matrix_server(spec: ServerSpec, place: Place, before: Mapping[str, Any] | No
         },
         "limits": {"maxUsers": spec.users, "maxUploadBytes": UPLOAD_BYTES},
         "workers": workers,
-        "database": {"cluster": _database(spec, place, redis=bool(redis))},
+        "database": _database(spec, place, redis=bool(redis)),
         "redis": redis,
         "media": _media(spec, place),
         "routing": _routing(place),
+        "network": {"vpc": {"name": namespace_of(spec.server_id), "cidr": spec.network}} if spec.network else None,
         "priorityClass": place.priority_class,
         "secret": {"name": SECRET, "revision": revision(spec, place), "signingKeyId": signing_key_id(spec)},
         "suspended": {"message": spec.suspend_message} if spec.suspended else None,
     }
     found = laid_over(_without_nothing(wanted), _named(place.overlay, spec.server_id))
-    metadata = {"name": NAME, "namespace": namespace_of(spec.server_id), "labels": _labels(spec)}
+    # From its first moment on: its operator takes it away after the last backup.
+    metadata = {
+        "name": NAME,
+        "namespace": namespace_of(spec.server_id),
+        "labels": _labels(spec),
+        "finalizers": [FINALIZER],
+    }
     return {"apiVersion": API, "kind": "MatrixServer", "metadata": metadata, "spec": found}
 
 
@@ -145,10 +159,12 @@ def _content(spec: ServerSpec, place: Place) -> dict[str, str]:
         "signing.key": secrets["signing_key"] + "\n",
         **{name: secrets[name] for name in ("macaroon", "registration", "form", "replication", "redis")},
         "redis.conf": f"requirepass {secrets['redis']}\n",
-        "username": "synapse",
+        "username": database_name(spec.server_id) if place.postgres else "synapse",
         "password": secrets["database"],
         "extra.yaml": yaml.safe_dump(signs_in),
     }
+    if place.postgres and place.postgres.authority:
+        content["database-ca.crt"] = place.postgres.authority
     if place.bucket and place.bucket.access_key:
         keys = f"aws_access_key_id = {place.bucket.access_key}\naws_secret_access_key = {place.bucket.secret_key}\n"
         content["s3-credentials"] = f"[default]\n{keys}"
@@ -174,7 +190,8 @@ def _number(version: str) -> tuple[int, ...]:
 
 
 def _images(spec: ServerSpec, place: Place, *, redis: bool) -> Object:
-    found = {"synapse": place.synapse_image.replace("{version}", spec.version), "postgres": place.postgres_image}
+    found = {"synapse": place.synapse_image.replace("{version}", spec.version)}
+    found |= {} if place.postgres else {"postgres": place.postgres_image}
     return found | ({"redis": place.redis_image} if redis else {})
 
 
@@ -182,8 +199,10 @@ def _workers(spec: ServerSpec, place: Place) -> tuple[Object | None, Object | No
     """Return the workers and their Redis. How many generic ones run between the bounds the autoscaler alone decides."""
     if not place.redis_image or spec.vcpu < WORKERS_FROM_VCPU or spec.memory_mb < WORKERS_FROM_MB:
         return None, None
+    if spec.workers == 0:
+        return None, None
     senders = int(spec.federation)
-    most = max(1, min(spec.vcpu - 1, spec.memory_mb // PROCESS_MB - 2 - senders))
+    most = max(1, min(spec.vcpu - 1, spec.memory_mb // PROCESS_MB - 2 - senders, spec.workers or MOST_WORKERS))
     disk = {"size": f"{REDIS_GB}Gi", "class": place.storage_class}
     workers = {"generic": {"min": 1, "max": most}, "federationSenders": senders}
     return workers, {"own": {"persistence": True, "storage": disk}}
@@ -191,13 +210,20 @@ def _workers(spec: ServerSpec, place: Place) -> tuple[Object | None, Object | No
 
 def _database(spec: ServerSpec, place: Place, *, redis: bool) -> Object:
     """Return the database; it has the disk that the server has, less what else lies on it."""
+    if place.postgres:
+        name = database_name(spec.server_id)
+        ours = {"host": place.postgres.host, "port": place.postgres.port, "name": name, "user": name}
+        return {"managed": {**ours, "tls": "verify-full", "cidrs": list(place.postgres.ranges) or None}}
     room = spec.disk_gb - (REDIS_GB if redis else 0)
     size = room if place.bucket else room // 2
-    return {
-        "instances": 1,
+    found = {
+        "instances": spec.database_instances,
+        "synchronous": True if spec.database_synchronous else None,
+        "readReplicas": True if spec.database_replicas else None,
         "storage": {"size": f"{size}Gi", "class": place.storage_class},
         "snapshots": {"class": place.snapshot_class} if place.snapshot_class else None,
     }
+    return {"cluster": found}
 
 
 def _media(spec: ServerSpec, place: Place) -> Object:
