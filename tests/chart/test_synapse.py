@@ -200,6 +200,31 @@ def _unrecognized(response: httpx.Response) -> bool:
         return True
 
 
+def test_behind_a_balancer_there_is_no_administration() -> None:
+    rendered = render(values.managed(workers={"federationSenders": 0, "eventPersisters": 0}, redis=None))
+    with Fleet(rendered, os.environ["DATABASE_URL"]) as fleet:
+        fleet.prepare("synapse-main-0")
+        fleet.start("synapse-main-0")
+        fleet.ready("synapse-main-0")
+        paths = (
+            *(
+                "/_synapse/admin/v1/register",
+                "/_synapse/admin/v1/server_version",
+                "/_synapse/admin",
+                "/_synapse//admin/",
+            ),
+            *("/_synapse/%61dmin/v1/register", "/_synapse/admin/v2/users/@a:b", "/./_synapse/admin/v1/register"),
+        )
+        with fleet.client("synapse-main-0") as inside, fleet.client("synapse-main-0", port=8448) as public:
+            assert inside.get("/_synapse/admin/v1/register").status_code == 200
+            for path in paths:
+                for method in METHODS:
+                    assert public.request(method, path, json={}).status_code in {404, 405}, (method, path)
+            assert public.get("/_matrix/client/versions").status_code == 200
+            assert public.get("/_matrix/key/v2/server").status_code == 200
+            assert public.get("/_matrix/federation/v1/version").status_code == 200
+
+
 def test_every_alert_names_a_metric_that_synapse_has(fleet: Fleet) -> None:
     rules = fleet.rendered["PrometheusRule/synapse"]["spec"]["groups"][0]["rules"]
     wanted = {name for rule in rules for name in METRIC.findall(rule["expr"])} - LAZY

@@ -236,6 +236,50 @@ def test_a_weak_namespace_from_before_can_still_end(installed: Cluster) -> None:
     api.wait("end of the namespace", lambda: api.get("v1", "Namespace", name) is None)
 
 
+def test_a_server_in_a_foreign_namespace_from_before_can_still_end(
+    installed: Cluster, homeservers: Homeservers, tmp_path: Path
+) -> None:
+    api, name = installed.api, "elsewhere"
+    for each in ("hearth-servers", "hearth-namespaces"):
+        api.delete(*POLICY, each)
+    api.wait("policy out of force", lambda: not _denied(api))
+    api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    found = values.matrix_server(small(), name)
+    found["metadata"]["finalizers"] = ["hearth.host/final-backup"]
+    api.wait("a server from before", lambda: _made(api, found))
+    _install(installed)
+    api.wait("policies in force", lambda: _denied(api) and not _changes(api, name))
+    with Operator(
+        account(installed, "hearth-operator", tmp_path),
+        tmp_path,
+        homeservers.address,
+        administrator=installed.kubeconfig,
+    ):
+        assert api.get(*SERVER, "synapse", name)
+        api.delete(*SERVER, "synapse", name)
+        api.wait("end of the server", lambda: api.get(*SERVER, "synapse", name) is None)
+    api.delete("v1", "Namespace", name)
+
+
+def _made(api: Api, found: dict[str, object]) -> bool:
+    try:
+        api.apply(found)
+    except ApiError:
+        return False
+    return True
+
+
+def _changes(api: Api, namespace: str) -> bool:
+    """Say whether a server may still be changed there."""
+    server = api.get(*SERVER, "synapse", namespace)
+    assert server is not None
+    try:
+        api.patch(server, {"spec": {"restarts": int(server["spec"].get("restarts") or 0) + 1}})
+    except ApiError as error:
+        return "in no other" not in error.message
+    return True
+
+
 @pytest.mark.parametrize("kind", ["Vpc", "Subnet"])
 def test_the_operator_leaves_the_clusters_own_networks_alone(
     installed: Cluster, as_operator: Api, place: str, kind: str
