@@ -87,6 +87,8 @@ class Catalogue:
     damaged: dict[str, str] = field(default_factory=dict)
     """Manifests that can't be read, are of a later release or another server's, and why."""
 
+    _coverage: dict[str, list[str]] = field(init=False, repr=False, default_factory=dict)
+
     @classmethod
     def read(
         cls, store: Store, organisation: str, server: str, *, cache: MutableMapping[str, bytes] | None = None
@@ -125,8 +127,11 @@ class Catalogue:
 
     def coverage(self, line: str) -> Coverage:
         """Return which WAL of a line there is."""
-        prefix = f"{names.LINES}{line}/wal/"
-        return Coverage(name for name in self.objects if name.startswith(prefix))
+        if not self._coverage:
+            for name in self.objects:
+                if name.startswith(names.LINES) and "/wal/" in name:
+                    self._coverage.setdefault(name.split("/")[1], []).append(name)
+        return Coverage(self._coverage.get(line, ()))
 
     def is_whole(self, point: Point, coverage: Coverage | None = None) -> bool:
         """Return whether all that the point's database needs is there, by name and size."""

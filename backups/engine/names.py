@@ -90,6 +90,11 @@ def media(run: str, number: int) -> str:
     return f"{MEDIA}{run}/{number:06d}"
 
 
+def is_contents(name: str) -> bool:
+    """Return whether an object holds contents of media files."""
+    return name.startswith(MEDIA) and name.rsplit("/", 1)[-1].isdigit()
+
+
 def piece_of(name: str) -> tuple[str, int, int] | None:
     """Return a WAL object's segment (24 digits, as PostgreSQL writes them), first byte and end; else None."""
     found = _PIECE.fullmatch(name.rsplit("/", 1)[-1])

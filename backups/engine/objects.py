@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from backups.engine.manifest import Ref
-from backups.engine.stores.base import Store
+from backups.engine.stores.base import Store, StoreError
 from security.streams import (
     CHUNK_SIZE,
     HEADER_SIZE,
@@ -60,6 +60,28 @@ class Vault:
     def get(self, name: str, keys: Callable[[uuid.UUID], DataKey], part_of: str) -> Iterator[memoryview]:
         """Yield an object's plaintext. Each view is valid until the next; only an end without an error is an end."""
         return decrypt(self.store.get(name), keys, self._context(name, part_of))
+
+    def read(self, ref: Ref, keys: Callable[[uuid.UUID], DataKey]) -> Iterator[memoryview]:
+        """Yield an object's plaintext as `get` does, and at its end compare what is stored with `ref`, to the last bit.
+
+        Raises `StoreError` (`StoreDamaged`) where they differ; authentication alone would take another copy for it.
+        """
+        digest, size = hashlib.sha256(), 0
+
+        def counted() -> Iterator[bytes]:
+            nonlocal size
+            for piece in self.store.get(ref.name):
+                digest.update(piece)
+                size += len(piece)
+                yield piece
+
+        yield from decrypt(counted(), keys, self._context(ref.name, ref.part_of))
+        if (size, digest.hexdigest()) != (ref.size, ref.sha256):
+            raise StoreError(
+                f"{ref.name} is not what was stored under this name. Try another copy.",
+                code="StoreDamaged",
+                retry=False,
+            )
 
     def adopt(self, name: str, part_of: str) -> Ref:
         """Return what there is to know of an object that a crash left unrecorded. Reads it; opens nothing.

@@ -161,7 +161,8 @@ class Packer:
                 yield kept
             digest = reading.keep()
             if self._is_new(digest, task):
-                found.contents[digest] = Content(reading.size, name, 0, length, packed)
+                place = name if reading.size else ""
+                found.contents[digest] = Content(reading.size, place, 0, length if place else 0, packed and bool(place))
 
     def _is_stored(self, task: int, path: str, found: Stored) -> bool:
         """Hash a file and return whether its contents are stored already (or it is gone)."""

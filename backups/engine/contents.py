@@ -1,0 +1,173 @@
+"""Whether what is inside an object is what it should be: base backups' archives, segments of WAL. Imports no Django."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import tarfile
+from collections.abc import Iterable, Iterator
+from typing import IO, Any, cast
+
+import google_crc32c
+import msgspec
+import zstandard
+
+from backups.engine.coverage import Piece
+from backups.engine.names import SEGMENT_SIZE
+
+PAGE = 8192
+MANIFEST = "backup_manifest"
+_LARGEST_MANIFEST = 1 << 30
+_READ = 1 << 20
+_PAGE = struct.Struct("<HHIQI")
+"""XLogPageHeaderData: magic, info, timeline, address, remaining length (PostgreSQL's xlog_internal.h)."""
+_LONG = struct.Struct("<QII")
+"""Behind it, at byte 24 of a segment's first page: system identifier, segment's and page's size."""
+_IS_LONG = 0x0002
+_NOT_LISTED = {MANIFEST, "postgresql.auto.conf", "standby.signal", "recovery.signal"}
+_CHECKSUM = b'"Manifest-Checksum"'
+
+
+class ContentError(Exception):
+    """What is in an object is not right. The text is for a person."""
+
+
+class Unpacked(io.RawIOBase):
+    """Reads the plain bytes of zstd frames that come in pieces."""
+
+    def __init__(self, pieces: Iterable[bytes | memoryview]) -> None:
+        self._pieces = iter(pieces)
+        self._unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any, /) -> int:
+        while not self._rest:
+            try:
+                self._rest = memoryview(self._unpacker.decompress(bytes(next(self._pieces))))
+            except StopIteration:
+                if not self._unpacker.eof or self._unpacker.unused_data:
+                    raise ContentError("Its compressed stream has no end, or more than one.") from None
+                return 0
+            except zstandard.ZstdError as error:
+                raise ContentError(f"Its compressed stream is broken ({error}).") from None
+        view = memoryview(target).cast("B")
+        size = min(len(view), len(self._rest))
+        view[:size], self._rest = self._rest[:size], self._rest[size:]
+        return size
+
+
+def check_base(pieces: Iterable[bytes | memoryview], system: str) -> tuple[int, int]:
+    """Read a base backup's archive against the manifest in it; return its files and bytes. Raises `ContentError`.
+
+    Each file's size and CRC-32C, and that none is missing or too many, as pg_verifybackup does.
+    """
+    stream = Unpacked(pieces)
+    found: dict[str, tuple[int, int]] = {}
+    listed = b""
+    try:
+        with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|", bufsize=_READ) as archive:
+            for member in archive:
+                if not member.isreg():
+                    continue
+                file = cast("IO[bytes]", archive.extractfile(member))
+                name = member.name.removeprefix("./")
+                if name == MANIFEST:
+                    if member.size > _LARGEST_MANIFEST:
+                        raise ContentError("Its manifest is larger than one can be.")
+                    listed = file.read()
+                else:
+                    found[name] = member.size, _crc(file)
+        while stream.read(_READ):
+            pass
+    except (tarfile.TarError, UnicodeDecodeError) as error:
+        raise ContentError(f"Its archive is broken ({error}).") from None
+    _compare(found, _manifest(listed, system))
+    return len(found), sum(size for size, _ in found.values())
+
+
+def check_wal(pieces: Iterable[bytes | memoryview], piece: Piece, system: str) -> None:
+    """Check that an object holds just this stretch of this database's WAL, by its pages. Raises `ContentError`.
+
+    `system` is its identifier; empty where nothing tells it.
+    """
+    stream = Unpacked(pieces)
+    data = b"".join(iter(lambda: stream.read(_READ), b""))
+    size = piece.end - piece.begin
+    if len(data) != size:
+        raise ContentError(f"It holds {len(data)} bytes of WAL, and its name says {size}.")
+    whole = size == SEGMENT_SIZE
+    for at in range(-piece.begin % PAGE, size - _PAGE.size + 1, PAGE):
+        magic, info, timeline, address, _ = _PAGE.unpack_from(data, at)
+        if magic == 0 and whole and at and not data[at:].strip(b"\0"):
+            return  # pg_switch_wal() ended the segment early
+        place = piece.begin + at
+        if magic >> 8 != 0xD1 or address != place or timeline > piece.timeline:
+            raise ContentError(f"Its page at {at} is not that of {place:X} in the WAL of timeline {piece.timeline}.")
+        if place % SEGMENT_SIZE == 0 and at + 40 <= size:
+            _check_first(data, at, info, system)
+
+
+def _check_first(data: bytes, at: int, info: int, system: str) -> None:
+    identifier, segment, page = _LONG.unpack_from(data, at + 24)
+    if not info & _IS_LONG or (str(identifier), segment, page) != (system or str(identifier), SEGMENT_SIZE, PAGE):
+        raise ContentError(f"It is WAL of another database ({identifier}, and this one is {system}).")
+
+
+class _Entry(msgspec.Struct):
+    size: int = msgspec.field(name="Size")
+    path: str = msgspec.field(name="Path", default="")
+    encoded: str = msgspec.field(name="Encoded-Path", default="")
+    algorithm: str = msgspec.field(name="Checksum-Algorithm", default="")
+    checksum: str = msgspec.field(name="Checksum", default="")
+
+
+class _Manifest(msgspec.Struct):
+    files: list[_Entry] = msgspec.field(name="Files")
+    checksum: str = msgspec.field(name="Manifest-Checksum")
+    system: int | None = msgspec.field(name="System-Identifier", default=None)
+
+
+def _manifest(data: bytes, system: str) -> dict[str, _Entry]:
+    try:
+        found = msgspec.json.decode(data, type=_Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ContentError(f"Its manifest can't be read ({error}).") from None
+    if hashlib.sha256(data[: data.rindex(_CHECKSUM)]).hexdigest() != found.checksum:
+        raise ContentError("Its manifest is not what PostgreSQL wrote.")
+    if found.system is not None and str(found.system) != system:
+        raise ContentError(f"It is of another database ({found.system}, and this one is {system}).")
+    return {_path(each): each for each in found.files}
+
+
+def _path(entry: _Entry) -> str:
+    return bytes.fromhex(entry.encoded).decode("utf-8", "surrogateescape") if entry.encoded else entry.path
+
+
+def _compare(found: dict[str, tuple[int, int]], listed: dict[str, _Entry]) -> None:
+    for name, entry in listed.items():
+        if name not in found:
+            raise ContentError(f"{name} is missing in its archive.")
+        size, crc = found[name]
+        # PostgreSQL writes the CRC's bytes as they lie in memory.
+        checked = entry.algorithm == "CRC32C"
+        if size != entry.size or (checked and crc.to_bytes(4, "little").hex() != entry.checksum):
+            raise ContentError(f"{name} in its archive is not what PostgreSQL wrote.")
+    more = {name for name in found.keys() - listed.keys() - _NOT_LISTED if not name.startswith("pg_wal/")}
+    if more:
+        raise ContentError(f"{min(more)} is in its archive, and not in its manifest.")
+
+
+def _crc(file: IO[bytes]) -> int:
+    found = 0
+    for piece in _pieces(file):
+        found = google_crc32c.extend(found, piece)
+    return found
+
+
+def _pieces(file: IO[bytes]) -> Iterator[bytes]:
+    while piece := file.read(_READ):
+        yield piece
