@@ -8,11 +8,15 @@ from typing import Any
 
 from provisioning.models import Operation
 from provisioning.providers.base import ServerSpec
-from tenants.models import Server
+from tenants.models import WITH_PLAN, Server
 
 Kind = Operation.Kind
 RUNNING, SUSPENDED, CLOSED, REMOVED = "running", "suspended", "closed", "removed"
 CONFIGURED = ("vcpu", "memory_mb", "disk_gb", "object_gb", "users", "federation")
+KEPT: dict[str, Any] = dict.fromkeys(WITH_PLAN) | {
+    "database_instances": 1, "database_synchronous": False, "database_replicas": False
+}  # fmt: skip
+"""What a server has from its plan, as it was before plans said anything: operations and states of then lack it."""
 CLOSED_MESSAGE = "This server was deleted by its owner. Only its owner can bring it back, and only for a while."
 
 
@@ -34,6 +38,7 @@ def wanted(server: Server, *, federation: bool, now: datetime) -> dict[str, Any]
         "object_gb": server.object_gb,
         "users": server.users,
         "federation": federation,
+        **{key: getattr(server, key) for key in KEPT},
         "restarts": server.restarts,
         "password_resets": server.password_resets,
     }
@@ -56,7 +61,7 @@ def decide(want: Mapping[str, Any], applied: Mapping[str, Any]) -> Operation.Kin
 def _for_running(want: Mapping[str, Any], applied: Mapping[str, Any]) -> Operation.Kind | None:
     if want["version"] != applied["version"]:
         return Kind.UPGRADE
-    if any(want[key] != applied[key] for key in CONFIGURED):
+    if any(want[key] != applied[key] for key in CONFIGURED) or _kept(want) != _kept(applied):
         return Kind.CONFIGURE
     if want["restarts"] != applied["restarts"]:
         return Kind.RESTART
@@ -77,11 +82,16 @@ def carried_out(kind: str, want: Mapping[str, Any], applied: Mapping[str, Any]) 
     if kind == Kind.PASSWORD:
         return {**applied, "password_resets": want["password_resets"]}
     after = {**applied, **{key: want[key] for key in CONFIGURED}, "restarts": want["restarts"]}
+    after |= _kept(want)
     if kind == Kind.UPGRADE:
         after["version"] = want["version"]
     if kind in (Kind.SUSPEND, Kind.RESUME):
         after |= {"mode": want["mode"], "message": want["message"]}
     return after
+
+
+def _kept(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: state.get(key, before) for key, before in KEPT.items()}
 
 
 def build(
@@ -102,5 +112,6 @@ def build(
         suspend_message=now["message"],
         federation=now["federation"],
         organisation_id=str(server.organisation_id),
+        **_kept(now),
         secrets=secrets,
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from django import forms
 from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.admin import EmptyFieldListFilter
@@ -17,7 +20,7 @@ from security.keyring import erasure as keys
 from security.models import Erasure
 from tenants import encryption, services
 from tenants.errors import Refused
-from tenants.models import Domain, Membership, Organisation, Plan, Server, Subscription
+from tenants.models import WITH_PLAN, Domain, Membership, Organisation, Plan, Server, Subscription
 
 
 class MembershipInline(ReadOnlyInline):
@@ -189,9 +192,52 @@ class MembershipAdmin(ReadOnlyAdmin):
     search_fields = ("user__email", "organisation__name", "organisation__slug")
 
 
+class PlanForm(forms.ModelForm):  # type: ignore[type-arg]
+    """How servers of a plan are kept."""
+
+    class Meta:
+        model = Plan
+        fields = WITH_PLAN
+
+    def clean(self) -> dict[str, Any]:
+        found = dict(super().clean() or {})
+        if not self.errors:
+            for key in ("database_synchronous", "database_replicas"):
+                if found[key] and found["database_instances"] < 2:
+                    self.add_error(key, "This needs at least 2 instances.")
+        return found
+
+
 @admin.register(Plan)
 class PlanAdmin(ReadOnlyAdmin):
-    list_display = ("name", "code", "offered", "servers", "users", "vcpu", "memory_mb", "disk_gb", "object_gb")
+    """Plans. How large they are is read only; how their servers are kept can be changed."""
+
+    form = PlanForm
+    list_display = (
+        "name", "code", "offered", "servers", "users", "vcpu", "memory_mb", "disk_gb", "object_gb", "database_instances"
+    )  # fmt: skip
+    readonly_fields = (
+        "name", "code", "summary", "offered", "servers", "users", "vcpu", "memory_mb", "disk_gb", "object_gb"
+    )  # fmt: skip
+    fieldsets = (
+        (None, {"fields": readonly_fields}),
+        (
+            "How servers are kept in regions that are clusters",
+            {
+                "fields": WITH_PLAN,
+                "description": "All servers of organisations on this plan take a change over, one after the other.",
+            },
+        ),
+    )
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002 (Django's)
+        return self.has_act_permission(request)
+
+    def save_model(self, request: HttpRequest, obj: Plan, form: Any, change: bool) -> None:  # noqa: ARG002 (Django's)
+        services.change_plan(actor=request.user, plan=obj, **{key: form.cleaned_data[key] for key in WITH_PLAN})
+
+    def log_change(self, *_: Any) -> None:
+        """Leave it to the audit trail, which the verb writes."""
 
 
 @admin.register(Subscription)

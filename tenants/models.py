@@ -5,13 +5,23 @@ from __future__ import annotations
 import uuid
 
 from django.conf import settings
-from django.core.validators import MinValueValidator
+from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Lower
 
 # No server is sold below this: Synapse with its database needs it to stay usable.
 MIN_VCPU, MIN_MEMORY_MB, MIN_DISK_GB, MIN_OBJECT_GB = 2, 4096, 20, 100
+
+
+WITH_PLAN = ("database_instances", "database_synchronous", "database_replicas", "workers")
+"""What a server has from its organisation's plan."""
+
+
+def _standby(name: str) -> models.CheckConstraint:
+    """One to three instances; who waits for a second one, or reads it, has a second one."""
+    one = Q(database_instances=1, database_synchronous=False, database_replicas=False)
+    return models.CheckConstraint(condition=one | Q(database_instances__in=[2, 3]), name=name)
 
 
 class Plan(models.Model):
@@ -31,9 +41,29 @@ class Plan(models.Model):
     memory_mb = models.PositiveIntegerField()
     disk_gb = models.PositiveIntegerField()
     object_gb = models.PositiveIntegerField()
+    # How its servers are kept where the region is a cluster; WITH_PLAN names these.
+    database_instances = models.PositiveSmallIntegerField(
+        default=1,
+        db_default=1,
+        validators=[MinValueValidator(1), MaxValueValidator(3)],
+        help_text="Copies of each server's database, on machines of their own.",
+    )
+    database_synchronous = models.BooleanField(
+        default=False, db_default=False, help_text="A change counts only when a second instance has it."
+    )
+    database_replicas = models.BooleanField(
+        default=False, db_default=False, help_text="The other instances can be read, for reports."
+    )
+    workers = models.PositiveSmallIntegerField(
+        null=True,
+        blank=True,
+        validators=[MaxValueValidator(50)],
+        help_text="Generic worker processes of a server at most; 0 is none. Empty: as many as its size has room for.",
+    )
 
     class Meta:
         ordering = ["position"]
+        constraints = [_standby("plan_standby")]
 
     def __str__(self) -> str:
         return self.name
@@ -150,6 +180,10 @@ class Server(models.Model):
     disk_gb = models.PositiveIntegerField(default=MIN_DISK_GB)
     object_gb = models.PositiveIntegerField(default=MIN_OBJECT_GB)
     users = models.PositiveIntegerField(help_text="Monthly active users that the server lets in.")
+    database_instances = models.PositiveSmallIntegerField(default=1, db_default=1, help_text="As its plan says.")
+    database_synchronous = models.BooleanField(default=False, db_default=False)
+    database_replicas = models.BooleanField(default=False, db_default=False)
+    workers = models.PositiveSmallIntegerField(null=True, blank=True)
     desired = models.CharField(max_length=10, choices=Desired, default=Desired.RUNNING)
     suspend_message = models.CharField(
         max_length=200, blank=True, help_text="What clients are told while suspended; empty when it is not."
@@ -175,6 +209,7 @@ class Server(models.Model):
                 ),
                 name="server_minimum_size",
             ),
+            _standby("server_standby"),
         ]
         indexes = [
             # The sweep compares generations and looks for ended grace periods: with these it never reads the table.

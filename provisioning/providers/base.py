@@ -48,6 +48,14 @@ class ServerSpec:
     federation: bool = False
     """Whether the name is proved (or under the base domain), so that the server may federate."""
     organisation_id: str = ""
+    database_instances: int = 1
+    """Copies of the database, 1 to 3. This and what follows of it only a cluster can do."""
+    database_synchronous: bool = False
+    database_replicas: bool = False
+    workers: int | None = None
+    """Generic workers at most; None: as many as its size has room for."""
+    network: str = ""
+    """The range of addresses of a network of its own, such as 10.64.3.0/24; empty where it has none."""
     public_url: str = ""
     """The address clients use; empty lets the provider choose one."""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)

@@ -14,6 +14,7 @@ from tenants.services.members import (
     withdraw_invitation,
 )
 from tenants.services.organisations import choose_plan, create_organisation
+from tenants.services.plans import change_plan
 from tenants.services.servers import (
     create_server,
     delete_server,
@@ -28,6 +29,7 @@ from tenants.services.servers import (
 __all__ = [
     "accept_invitation",
     "add_member",
+    "change_plan",
     "check_domain",
     "choose_plan",
     "claim_domain",

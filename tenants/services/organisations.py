@@ -14,7 +14,8 @@ from accounts.models import User
 from audit.services import record
 from tenants import limits
 from tenants.errors import Refused
-from tenants.models import Membership, Organisation, Plan, Subscription
+from tenants.models import Membership, Organisation, Plan, Server, Subscription
+from tenants.services.plans import follow
 
 MAX_NAME = 80
 ADDRESS = re.compile(r"://|\bwww\.|\w\.\w+/", re.IGNORECASE)
@@ -45,7 +46,10 @@ def create_organisation(*, actor: Any, name: str, plan: Plan) -> Organisation:
 
 @transaction.atomic
 def choose_plan(*, actor: Any, organisation: Organisation, plan: Plan) -> Subscription:
-    """Move the organisation to `plan`, unless its servers use more than that allows. No server is changed."""
+    """Move the organisation to `plan`, unless its servers use more than that allows.
+
+    They keep their size, and are kept from now on as the new plan says.
+    """
     subscription = limits.locked_subscription(organisation)
     before = subscription.plan
     if plan == before:
@@ -55,13 +59,14 @@ def choose_plan(*, actor: Any, organisation: Organisation, plan: Plan) -> Subscr
     limits.check_change(plan, limits.in_use(organisation))
     subscription.plan = plan
     subscription.save(update_fields=["plan"])
+    changed = follow(Server.objects.filter(organisation=organisation), plan)
     record(
         actor=actor,
         verb="subscription.change",
         object=subscription,
         organisation_id=organisation.pk,
         before={"plan": before.code},
-        after={"plan": plan.code},
+        after={"plan": plan.code} | ({"servers": changed} if changed else {}),
     )
     return subscription
 

@@ -14,6 +14,7 @@ from tenants import limits, names, releases, seams
 from tenants.errors import OutOfDate, Refused
 from tenants.models import Domain, Organisation, Server
 from tenants.services.keys import refuse_erasing
+from tenants.services.plans import kept_by
 
 DEFAULT_MESSAGE = "This server is suspended by its owner."
 MAX_MESSAGE = 200
@@ -59,6 +60,7 @@ def create_server(
         region=region,
         version=releases.newest().version,
         users=limits.users_for_new_server(plan, used, users),
+        **kept_by(plan),
     )
     record(
         actor=actor,
