@@ -1,7 +1,8 @@
 """pytest's way to a cluster: `cluster` for a whole run, `namespace` for one test, `kubernetes_client`, `fault_proxy`.
 
 Tests that use them carry `pytest.mark.xdist_group`: one worker runs all of a group, on one cluster. There are
-`cluster`, `cluster-operator` and `cluster-rights`, because they mostly wait.
+`cluster`, `cluster-operator` and `cluster-rights`, because they mostly wait. The cluster ends with its group: idle it
+would still take a tenth of a core from all other tests.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 KEPT = Path(__file__).resolve().parents[2] / "var" / "test" / "cluster-logs"
 """Where the logs of a cluster go when a test on it failed."""
+running = pytest.StashKey["Cluster | Given"]()
 
 
 def need_programs() -> None:
@@ -40,24 +42,55 @@ def need_programs() -> None:
         leave_out(str(missing))
 
 
-@pytest.fixture(scope="session")
-def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster | Given]:
-    """One furnished cluster for the run: a new one, or that of KUBECONFIG. Its API server may be restarted."""
+@pytest.fixture(scope="module")
+def cluster(request: pytest.FixtureRequest) -> Cluster | Given:
+    """One furnished cluster for a group: a new one, or that of KUBECONFIG. Its API server may be restarted."""
+    stash = request.config.stash
+    if running not in stash:
+        stash[running] = _start()
+    return stash[running]
+
+
+def _start() -> Cluster | Given:
     if path := os.environ.get("KUBECONFIG"):
         from tests.cluster.given import Given
 
-        with Given(Path(path)) as given:
-            yield given
-        return
+        return Given(Path(path)).__enter__()
     need_programs()
     from tests.cluster.launch import Cluster
 
-    with Cluster() as started:
-        yield started
-        if request.session.testsfailed:
-            shutil.rmtree(KEPT, ignore_errors=True)
-            shutil.copytree(started.logs, KEPT)
-            request.config.get_terminal_writer().line(f"\nThe cluster's logs are in {KEPT}")
+    return Cluster().__enter__()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None]:
+    yield
+    # Without xdist tests of other groups may stand in between.
+    if "PYTEST_XDIST_WORKER" in os.environ and (nextitem is None or not _on_cluster(nextitem)):
+        _end(item.session)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    _end(session)
+
+
+def _on_cluster(item: pytest.Item) -> bool:
+    return any("cluster" in str(mark.args) for mark in item.iter_markers("xdist_group"))
+
+
+def _end(session: pytest.Session) -> None:
+    stash = session.config.stash
+    if running not in stash:
+        return
+    from tests.cluster.launch import Cluster
+
+    ended = stash[running]
+    del stash[running]
+    if session.testsfailed and isinstance(ended, Cluster):
+        shutil.rmtree(KEPT, ignore_errors=True)
+        shutil.copytree(ended.logs, KEPT)
+        session.config.get_terminal_writer().line(f"\nThe cluster's logs are in {KEPT}")
+    ended.__exit__(None, None, None)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""One whole Hearth for all end-to-end tests of a run, and a real Chromium."""
+"""One whole Hearth for all end-to-end tests, which ends with the last of them, and a real Chromium."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUIET = (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def hearth() -> Iterator[Stack]:
     """A Hearth as `make run` starts it. At the end Ctrl-C must leave nothing behind."""
     folder = Path(tempfile.mkdtemp(prefix="hearth-e2e-", dir="/tmp"))

@@ -132,7 +132,7 @@ class Homeserver:
         return self.seen()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def agent() -> Iterator[Agent]:
     asyncio.run(
         environments.ensure(ENVIRONMENTS, newest().version, progress=quiet, cache=ENVIRONMENTS.with_name("cache"))
@@ -150,7 +150,7 @@ def agent() -> Iterator[Agent]:
         shutil.rmtree(state)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def _made(agent: Agent) -> Homeserver:
     server = Homeserver(agent, "alice")
     server.make()
