@@ -17,6 +17,7 @@ from typing import Any
 
 import structlog
 from django.db import DataError, connection
+from django.db.models import F
 from django.utils import timezone
 
 from provisioning import checks, identities, samples
@@ -47,6 +48,8 @@ def observe_region(region: Region) -> int:
         ServerStatus.objects.select_related("server")
         .filter(server__region=region.code, server__deleted__isnull=True)
         .exclude(applied={})
+        # A look checks a few of many: whoever has waited longest comes first, or some would never come.
+        .order_by(F("next_check").asc(nulls_first=True))
     )
     unreachable, seen, provider = "", {}, None
     try:

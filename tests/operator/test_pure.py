@@ -21,6 +21,7 @@ from provisioning.operator.kube.errors import from_answer, from_status
 from provisioning.operator.kube.fingerprint import Shapes, additions, claimed, covers, union
 from provisioning.operator.kube.queue import WorkQueue
 from provisioning.operator.ownership import stamp
+from provisioning.operator.probe import Prober
 from provisioning.operator.render import split
 from provisioning.operator.store import Child
 from tests.chart.values import changed
@@ -52,6 +53,20 @@ def test_what_must_be_written() -> None:
     assert causes(wanted, {SERVICE: child(fingerprint=8)}, hold=lambda _place: True) == {SERVICE: Cause.EDITED}
     assert causes(wanted, {SERVICE: child(owner="")}) == {SERVICE: Cause.EDITED}
     assert causes(wanted, {SERVICE: child(deleting=True)}) == {}
+
+
+@pytest.mark.parametrize(
+    ("keys", "found"),
+    [
+        (["ed25519:a_Own"], "ed25519:a_Own"),
+        (["ed25519:a_Older", "ed25519:a_Own"], "ed25519:a_Own"),
+        (["ed25519:a_Other"], "ed25519:a_Other"),
+    ],
+)
+def test_a_server_with_an_older_key_too_is_still_the_right_one(keys: list[str], found: str) -> None:
+    spec = {"serverName": "alice.example", "secret": {"signingKeyId": "ed25519:a_Own"}}
+    answer = {"server_name": "alice.example", "verify_keys": {key: {} for key in keys}}
+    assert Prober._key(answer, spec) == found
 
 
 def test_data_are_never_pruned() -> None:

@@ -57,6 +57,27 @@ def test_it_works(made: Server, provider: ScriptedProvider) -> None:
     assert (sample.memory_bytes, sample.disk_bytes, sample.users) == (100, 200, None)
 
 
+def test_of_too_many_the_one_that_waited_longest_is_checked_first(
+    made: Server, make_server: Callable[..., Server], provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(observer, "CHECKS_A_LOOK", 1)
+    servers = [made, make_server("second"), make_server("third")]
+    for each in servers[1:]:
+        operation = services.reconcile(each.pk)
+        assert operation is not None
+        engine.run(operation.pk)
+        observation = provider.observations[str(made.pk)]
+        provider.observations[str(each.pk)] = replace(observation, server_id=str(each.pk))
+    for hours in ((3, 2, 1), (1, 3, 2), (2, 1, 3)):
+        before = timezone.now()
+        for each, waited in zip(servers, hours, strict=True):
+            ServerStatus.objects.filter(server=each).update(next_check=before - timedelta(hours=waited))
+        observer.observe()
+        # Whoever was checked, however it ended, is due again later; the others still wait.
+        checked = ServerStatus.objects.filter(next_check__gt=before).values_list("server", flat=True)
+        assert list(checked) == [servers[hours.index(3)].pk]
+
+
 def test_a_crash_is_said_and_the_new_process_is_checked(made: Server, provider: ScriptedProvider) -> None:
     look(made, provider)
     status = look(
