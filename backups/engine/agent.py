@@ -21,6 +21,7 @@ from backups.engine.database.stream import Stream
 from backups.engine.faults import Faults, Loop
 from backups.engine.hearth import Answer, Caller, LineReport, Order, OrderReport, Report, sync
 from backups.engine.keys import Keys
+from backups.engine.media.build import open_media
 from backups.engine.moments import Moments
 from backups.engine.objects import KeyService, Vault
 from backups.engine.point import Points
@@ -33,6 +34,7 @@ from backups.engine.work import Media, Work
 END_SECONDS = 9.0
 """From SIGTERM to the end."""
 STATUS_SECONDS = 5.0
+TURN = 1.0
 LATE = 1.25
 """Hearth orders base backups; one that is this much later than it should be is taken without an order."""
 FIRST, AFTER_GAP, DAILY = "first", "after-gap", "daily"
@@ -63,6 +65,9 @@ class Engine:
             faults=Faults(progress),
             media=media,
         )
+        if media is None:
+            work = self.work
+            work.media = open_media(settings, work.vault, work.keys, progress, work.stop.is_set)
         self.stream = Stream(self.work)
         self.moments = Moments(self.work, self.stream)
         self.points = Points(self.work, self.stream)
@@ -125,13 +130,13 @@ class Engine:
                 self._taking = None
             return 0.0
         if state.line is None or state.resting or self.stream.shipper is None:
-            return 1.0
+            return TURN
         if state.line.begun is None:
             self.points.take(AFTER_GAP if state.ended else FIRST)
         elif self._overdue(state.point_at):
             self.points.take(DAILY)
         else:
-            return 1.0
+            return TURN
         self.moments.soon.set()
         self._moment.wake.set()
         return 0.0

@@ -27,6 +27,7 @@ from backups.engine.media.packs import Packer, Stored
 from backups.engine.media.scan import Group, Look, Seen, Source
 from backups.engine.media.state import Run, State, known_group
 from backups.engine.objects import FILES, Vault
+from backups.engine.progress import Progress
 from backups.engine.stores.base import NoSuchObject
 from security.streams import DataKey, StreamError
 
@@ -83,6 +84,7 @@ class Media:
     """Gives the data key of a run, published (decision 19). Asked only when there is something to store."""
     uploads: int = 3
     stopped: Callable[[], bool] = lambda: False
+    progress: Progress | None = None
 
     def __post_init__(self) -> None:
         self._checked = False
@@ -97,7 +99,9 @@ class Media:
             state = State(self.state, identity)
             try:
                 self._resume(state)
-                return _Running(self, state, at or datetime.now(UTC), full=full, close=close).run()
+                found = _Running(self, state, at or datetime.now(UTC), full=full, close=close).run()
+                self._tell(found)
+                return found
             except sqlite3.DatabaseError as error:
                 self._checked = False
                 if not again or isinstance(error, sqlite3.OperationalError):
@@ -118,6 +122,19 @@ class Media:
             return state.forget(objects)
         finally:
             state.close()
+
+    def _tell(self, found: MediaResult) -> None:
+        if self.progress is not None and (found.stored or found.unread):
+            self.progress.say(
+                "media",
+                run=found.ref.part_of,
+                files=found.files,
+                bytes=found.bytes,
+                new_bytes=found.new_bytes,
+                left_out=found.left_out,
+                unread=len(found.unread),
+                why=next(iter(found.unread.values()), ""),
+            )
 
     def _resume(self, state: State) -> None:
         """Make sure that the state is of the newest run in the store, or begin with what the store tells."""
