@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import uuid
+from ipaddress import IPv4Network, ip_network
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from cryptography.x509 import load_pem_x509_certificates
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
@@ -14,7 +16,7 @@ from audit.services import record
 from provisioning.models import Cluster, Region
 from provisioning.providers.base import ProviderError
 from provisioning.providers.kubernetes.kubeconfig import KubeconfigRefused, read
-from provisioning.providers.kubernetes.place import Bucket, Place
+from provisioning.providers.kubernetes.place import Bucket, Place, Postgres
 from tenants.errors import Refused
 from tenants.models import Server
 
@@ -35,14 +37,25 @@ COLUMNS = (
     "s3_bucket",
     "s3_region",
     "s3_access_key",
+    "database_host",
+    "database_port",
+    "database_user",
+    "database_authority",
+    "database_ranges",
+    "network_range",
+    "network_prefix",
     "route",
     "prometheus",
     "priority_class",
     "overlay",
     "etcd_encrypted",
 )
-FIXED = ("s3_endpoint", "s3_bucket", "storage_class")
-"""What can't change while servers are there: their data lies in it."""
+SECRETS = ("s3_secret_key", "database_password")
+"""What is sealed beside the kubeconfig."""
+FIXED = (
+    "s3_endpoint", "s3_bucket", "storage_class", "database_host", "database_port", "network_range", "network_prefix"
+)  # fmt: skip
+"""What can't change while servers are there: their data or their addresses lie in it."""
 _providers: dict[uuid.UUID, tuple[int, KubernetesProvider]] = {}
 
 
@@ -81,6 +94,12 @@ def place_of(cluster: Cluster) -> Place:
     if cluster.s3_endpoint:
         secret = "" if cluster.s3_secret_key is None else str(cluster.s3_secret_key)
         bucket = Bucket(cluster.s3_endpoint, cluster.s3_bucket, cluster.s3_region, cluster.s3_access_key, secret)
+    postgres = None
+    if cluster.database_host:
+        password = "" if cluster.database_password is None else str(cluster.database_password)
+        ranges = tuple(filter(None, (each.strip() for each in cluster.database_ranges.split(","))))
+        host, port, user = cluster.database_host, cluster.database_port, cluster.database_user
+        postgres = Postgres(host, port, user, password, cluster.database_authority, ranges)
     return Place(
         base_domain=cluster.region.base_domain,
         synapse_image=cluster.synapse_image,
@@ -92,6 +111,7 @@ def place_of(cluster: Cluster) -> Place:
         gateway=cluster.gateway,
         issuer=cluster.issuer,
         bucket=bucket,
+        postgres=postgres,
         route=cluster.route,
         prometheus=cluster.prometheus,
         priority_class=cluster.priority_class,
@@ -99,7 +119,7 @@ def place_of(cluster: Cluster) -> Place:
     )
 
 
-@sensitive_variables("kubeconfig", "s3_secret_key")
+@sensitive_variables("kubeconfig", "s3_secret_key", "database_password")
 @transaction.atomic
 def create(
     *,
@@ -109,6 +129,7 @@ def create(
     base_domain: str,
     kubeconfig: str | None,
     s3_secret_key: str | None = None,
+    database_password: str | None = None,
     **columns: Any,
 ) -> Cluster:
     """Make a Kubernetes region, closed to servers until somebody opens it. Without a kubeconfig: the pod's account."""
@@ -120,14 +141,15 @@ def create(
             )
     except IntegrityError:
         raise Refused(f"There is a region “{code}” already. Nothing was made.", field="code") from None
-    cluster = Cluster(region=region, kubeconfig=kubeconfig, s3_secret_key=s3_secret_key, revision=1, **columns)
+    secrets = {"kubeconfig": kubeconfig, "s3_secret_key": s3_secret_key, "database_password": database_password}
+    cluster = Cluster(region=region, revision=1, **secrets, **columns)
     cluster.save(force_insert=True)
     after = {"code": code, "name": name, "base_domain": base_domain, **_shown(cluster)}
     record(actor=actor, verb="region.create", object=region, after=after)
     return cluster
 
 
-@sensitive_variables("kubeconfig", "s3_secret_key")
+@sensitive_variables("kubeconfig", "s3_secret_key", "database_password")
 @transaction.atomic
 def change(
     *,
@@ -136,6 +158,7 @@ def change(
     kubeconfig: str | None = None,
     in_cluster: bool = False,
     s3_secret_key: str | None = None,
+    database_password: str | None = None,
     **columns: Any,
 ) -> Cluster:
     """Change what a region is made of; secrets that are not given stay. Servers take it over with their next change."""
@@ -147,12 +170,14 @@ def change(
         setattr(row, key, value)
     if kubeconfig or in_cluster:
         row.kubeconfig = kubeconfig or None
-    if s3_secret_key:
-        row.s3_secret_key = s3_secret_key
+    given = {"s3_secret_key": s3_secret_key, "database_password": database_password}
+    for key in SECRETS:
+        if given[key]:
+            setattr(row, key, given[key])
     row.revision += 1
     row.save()
     told = {"kubeconfig": "replaced"} if kubeconfig else {"kubeconfig": "removed"} if in_cluster else {}
-    told |= {"s3_secret_key": "replaced"} if s3_secret_key else {}
+    told |= {key: "replaced" for key in SECRETS if given[key]}
     record(actor=actor, verb="region.change", object=row.region, before=before, after={**_shown(row), **told})
     return row
 
@@ -210,10 +235,48 @@ def look(columns: dict[str, Any], kubeconfig: str | None) -> None:
         )
     if bool(columns.get("s3_endpoint")) != bool(columns.get("s3_bucket")):
         raise Refused("S3 needs an endpoint and a bucket. Nothing was changed.", field="s3_bucket")
+    _look_at_postgres(columns)
+    _look_at_network(columns)
     if (prometheus := columns.get("prometheus")) and urlsplit(prometheus).scheme not in {"http", "https"}:
         raise Refused("Prometheus needs an http or https address. Nothing was changed.", field="prometheus")
     if not isinstance(columns.get("overlay", {}), dict):
         raise Refused("The overlay must be a JSON object. Nothing was changed.", field="overlay")
+
+
+def _look_at_postgres(columns: dict[str, Any]) -> None:
+    if not columns.get("database_host"):
+        return
+    if not columns.get("database_user"):
+        raise Refused("PostgreSQL needs a user. Nothing was changed.", field="database_user")
+    if authority := columns.get("database_authority"):
+        try:
+            load_pem_x509_certificates(str(authority).encode())
+        except ValueError:
+            raise Refused("That is no certificate in PEM. Nothing was changed.", field="database_authority") from None
+    for each in filter(None, (part.strip() for part in str(columns.get("database_ranges") or "").split(","))):
+        try:
+            ip_network(each)
+        except ValueError:
+            raise Refused(
+                f"“{each[:50]}” is no range of addresses such as 10.9.0.0/24. Nothing was changed.",
+                field="database_ranges",
+            ) from None
+
+
+def _look_at_network(columns: dict[str, Any]) -> None:
+    if not columns.get("network_range"):
+        return
+    try:
+        whole = IPv4Network(columns["network_range"])
+    except ValueError:
+        raise Refused(
+            "That is no range of addresses such as 10.64.0.0/12. Nothing was changed.", field="network_range"
+        ) from None
+    if not whole.is_private or not 8 <= whole.prefixlen <= columns["network_prefix"]:
+        raise Refused(
+            "The range must be private, and have room for at least one server's network. Nothing was changed.",
+            field="network_range",
+        )
 
 
 def _shown(cluster: Cluster) -> dict[str, Any]:

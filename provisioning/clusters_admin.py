@@ -48,6 +48,11 @@ class ClusterForm(forms.ModelForm):  # type: ignore[type-arg]
         widget=UnfoldAdminPasswordWidget(attrs={"autocomplete": "new-password"}),
         help_text="Sealed and never shown again; leave it empty to keep the one that is there.",
     )
+    database_password = forms.CharField(
+        required=False,
+        widget=UnfoldAdminPasswordWidget(attrs={"autocomplete": "new-password"}),
+        help_text="Sealed and never shown again; leave it empty to keep the one that is there.",
+    )
 
     class Meta:
         model = Cluster
@@ -101,6 +106,20 @@ class ClusterAdmin(ModelAdmin):
             ("Images", {"fields": ("synapse_image", "postgres_image", "redis_image")}),
             ("Storage", {"fields": ("storage_class", "snapshot_class", "etcd_encrypted")}),
             ("Media in S3", {"fields": ("s3_endpoint", "s3_bucket", "s3_region", "s3_access_key", "s3_secret_key")}),
+            (
+                "A PostgreSQL for all servers",
+                {
+                    "fields": (
+                        "database_host",
+                        "database_port",
+                        "database_user",
+                        "database_password",
+                        "database_authority",
+                        "database_ranges",
+                    )
+                },
+            ),
+            ("A network for each server", {"fields": ("network_range", "network_prefix")}),
             ("Addresses", {"fields": ("ingress_class", "gateway", "issuer")}),
             ("More", {"fields": ("prometheus", "priority_class", "overlay")}),
         )
@@ -125,7 +144,7 @@ class ClusterAdmin(ModelAdmin):
         columns = {key: said[key] for key in clusters.COLUMNS}
         secrets: dict[str, Any] = {
             "kubeconfig": said["kubeconfig"].strip() or None,
-            "s3_secret_key": said["s3_secret_key"] or None,
+            **{key: said[key] or None for key in clusters.SECRETS},
         }
         if change:
             clusters.change(actor=request.user, cluster=obj, in_cluster=said["in_cluster"], **secrets, **columns)

@@ -8,8 +8,8 @@ from functools import lru_cache
 from django.conf import settings
 from django.db import transaction
 
-from provisioning import clusters
-from provisioning.models import Region
+from provisioning import clusters, networks
+from provisioning.models import Cluster, Region
 from provisioning.providers.base import Provider
 from provisioning.providers.local.paths import agent_socket
 from provisioning.providers.local.provider import LocalProvider
@@ -71,12 +71,19 @@ def take_place(code: str) -> None:
         return  # somebody else's, who said that it is open
     if not region.open:
         raise Refused("That region takes no new servers. No server was made. Choose another.", field="region")
-    if Server.objects.filter(region=code, deleted__isnull=True).count() >= CELL:
+    most = room(region)
+    if Server.objects.filter(region=code, deleted__isnull=True).count() >= most:
         raise Refused(
-            f"The region “{region.name}” is full: it holds {CELL:,} servers. No server was made. Choose another "
+            f"The region “{region.name}” is full: it holds {most:,} servers. No server was made. Choose another "
             "region.",
             field="region",
         )
+
+
+def room(region: Region) -> int:
+    """Return how many servers the region holds at most: a cell, or as many as it has networks for."""
+    ranges = Cluster.objects.filter(region=region).values_list("network_range", "network_prefix").first()
+    return min(CELL, networks.pieces(*ranges)) if ranges and ranges[0] else CELL
 
 
 def may_federate(server: Server) -> bool:

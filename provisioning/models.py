@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 
+from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import Q
 from django.utils import timezone
@@ -60,6 +61,48 @@ class Cluster(models.Model):
     route = models.CharField(
         max_length=200, help_text="Where Hearth reaches a server's Synapse, with {namespace}. It needs the admin API."
     )
+    database_host = models.CharField(
+        max_length=253,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="A PostgreSQL 14 or later, in which Hearth makes a database for each server. Empty: each has a "
+        "cluster of CloudNativePG.",
+    )
+    database_port = models.PositiveIntegerField(
+        default=5432, db_default=5432, validators=[MinValueValidator(1), MaxValueValidator(65535)]
+    )
+    database_user = models.CharField(
+        max_length=63, blank=True, default="", db_default="", help_text="With CREATEDB and CREATEROLE."
+    )
+    database_password = SealedTextField(row=("region_id",), null=True)
+    database_authority = models.TextField(
+        blank=True,
+        default="",
+        db_default="",
+        help_text="Who signed its certificate, as PEM. Empty: a public authority.",
+    )
+    database_ranges = models.CharField(
+        max_length=500,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="Where it may lie, as 10.9.0.0/24, split by commas. Servers reach nothing else by its port.",
+    )
+    network_range = models.CharField(
+        max_length=18,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="With Kube-OVN: each server gets a network of its own from this range, such as 10.64.0.0/12. It must "
+        "be apart from the cluster's own. Empty: servers share the cluster's network.",
+    )
+    network_prefix = models.PositiveSmallIntegerField(
+        default=24,
+        db_default=24,
+        validators=[MinValueValidator(20), MaxValueValidator(27)],
+        help_text="How large each server's network is: 24 has room for 250 pods.",
+    )
     prometheus = models.CharField(
         max_length=300,
         blank=True,
@@ -83,6 +126,27 @@ class Cluster(models.Model):
 
     def __str__(self) -> str:
         return str(self.region)
+
+
+class Network(models.Model):
+    """The range of addresses that one server has for its own network, as the number of a piece of its region's range.
+
+    Pieces are of one size while a region has servers, so two that have different numbers never overlap.
+    """
+
+    server = models.OneToOneField(Server, primary_key=True, on_delete=models.CASCADE, related_name="network")
+    region = models.ForeignKey(Region, on_delete=models.PROTECT, related_name="networks")
+    number = models.PositiveIntegerField()
+    cidr = models.CharField(max_length=18)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["region", "number"], name="network_number_once"),
+            models.UniqueConstraint(fields=["region", "cidr"], name="network_range_once"),
+        ]
+
+    def __str__(self) -> str:
+        return self.cidr
 
 
 class Operation(models.Model):

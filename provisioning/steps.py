@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from django.db.models import F
 
-from provisioning import checks, identities, secrets
+from provisioning import checks, identities, networks, secrets
 from provisioning.fleet import provider_for
 from provisioning.leases import Lease
 from provisioning.matrix import ADMIN, SERVICE, Homeserver
@@ -59,7 +59,8 @@ class Context:
     @cached_property
     def spec(self) -> ServerSpec:
         applied = ServerStatus.objects.values_list("applied", flat=True).get(server=self.server)
-        return build(self.server, self.operation.kind, self.operation.wanted, applied, self.secrets)
+        spec = build(self.server, self.operation.kind, self.operation.wanted, applied, self.secrets)
+        return replace(spec, network=networks.ensure(self.server, self.transaction))
 
     def transaction(self) -> AbstractContextManager[object]:
         """Return a transaction that commits only while the lease is ours."""
@@ -145,6 +146,7 @@ def remove(context: Context) -> None:
 def forget(context: Context) -> None:
     with context.transaction():
         secrets.forget(context.server)
+        networks.release(context.server)
 
 
 def accounts(context: Context) -> None:

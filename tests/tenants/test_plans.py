@@ -17,6 +17,7 @@ from audit.models import AuditEvent
 from tenants import services
 from tenants.errors import Refused
 from tenants.models import WITH_PLAN, Organisation, Plan, Server
+from tenants.services import keys, servers
 from tests.cast import make_user
 
 THREE = {"database_instances": 3, "database_synchronous": True, "database_replicas": True, "workers": 4}
@@ -95,14 +96,14 @@ def test_one_that_is_made_at_the_same_time_is_not_missed(
 ) -> None:
     """The creation has read the old plan, and has not yet written its server."""
     read, changed = threading.Event(), threading.Event()
-    refuse = services.servers.refuse_erasing
+    refuse = keys.refuse_erasing
 
     def slow(organisation: Organisation) -> None:
         read.set()
         changed.wait(1)
         refuse(organisation)
 
-    monkeypatch.setattr(services.servers, "refuse_erasing", slow)
+    monkeypatch.setattr(servers, "refuse_erasing", slow)
 
     def create() -> None:
         try:

@@ -8,14 +8,12 @@ from typing import Any
 from provisioning.providers.base import ProviderError
 from provisioning.providers.kubernetes import usage
 from provisioning.providers.kubernetes.client import Client
+from provisioning.providers.kubernetes.databases import Databases
 from provisioning.providers.kubernetes.objects import SERVER
 from provisioning.providers.kubernetes.place import Place
 
 OLDEST = (1, 31)
-NEEDED = (
-    ("hearth.host", "MatrixServer", "Install Hearth's chart for clusters (platform/deploy), which brings it."),
-    ("postgresql.cnpg.io", "CloudNativePG", "Install CloudNativePG 1.27 or later."),
-)
+NEEDED = (("hearth.host", "MatrixServer", "Install Hearth's chart for clusters (platform/deploy), which brings it."),)
 RIGHTS = (
     ("", "namespaces", "", ("get", "create", "patch", "delete")),
     ("hearth.host", "matrixservers", "", ("get", "list", "create", "patch", "delete")),
@@ -28,7 +26,7 @@ Finding = dict[str, str]
 def check_region(client: Client, place: Place, *, etcd_encrypted: bool) -> list[Finding]:
     """Return one finding for each thing: `what`, `state` (good, warn, missing) and a sentence."""
     found = [_version(client), *_definitions(client, place), *_rights(client), *_classes(client, place)]
-    found += _figures(client, place)
+    found += [*_postgres(place), *_figures(client, place)]
     text = "Whoever runs the cluster says that Secrets are encrypted in etcd. It can't be seen from here."
     if not etcd_encrypted:
         text = (
@@ -49,6 +47,8 @@ def _version(client: Client) -> Finding:
 def _definitions(client: Client, place: Place) -> Iterator[Finding]:
     groups = {group["name"] for group in client.request("GET", "/apis")["groups"]}
     needed = [*NEEDED]
+    if place.postgres is None:
+        needed.append(("postgresql.cnpg.io", "CloudNativePG", "Install CloudNativePG 1.27 or later."))
     if place.issuer:
         needed.append(("cert-manager.io", "cert-manager", "Install cert-manager."))
     if place.gateway:
@@ -103,6 +103,18 @@ def _classes(client: Client, place: Place) -> Iterator[Finding]:
     for what, path, name in wanted:
         if name:
             yield _class(client, what, f"{path}/{name}", name)
+
+
+def _postgres(place: Place) -> Iterator[Finding]:
+    if place.postgres is None:
+        return
+    try:
+        faults = Databases(place.postgres).faults()
+    except ProviderError as error:
+        faults = [str(error)]
+    yield from (_finding("PostgreSQL", "missing", fault) for fault in faults)
+    if not faults:
+        yield _finding("PostgreSQL", "good", "Hearth reaches it by verified TLS and may make databases in it.")
 
 
 def _figures(client: Client, place: Place) -> Iterator[Finding]:

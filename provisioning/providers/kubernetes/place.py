@@ -21,6 +21,20 @@ class Bucket:
 
 
 @dataclass(frozen=True)
+class Postgres:
+    """A PostgreSQL in which each server has a database. `user` may make databases and roles."""
+
+    host: str
+    port: int
+    user: str
+    password: str = field(repr=False)
+    authority: str = ""
+    """Who signed its certificate, as PEM; empty for a public authority."""
+    ranges: tuple[str, ...] = ()
+    """Where it may lie."""
+
+
+@dataclass(frozen=True)
 class Place:
     """How servers of one region are made. Empty text: the region has no such thing."""
 
@@ -38,6 +52,8 @@ class Place:
     """A ClusterIssuer of cert-manager; without it the controller has a certificate for the host already."""
     bucket: Bucket | None = None
     """Without it media lies on a volume."""
+    postgres: Postgres | None = None
+    """Without it each server has a database cluster of its own."""
     route: str = ROUTE
     """Where Hearth reaches Synapse, with `{namespace}`. It needs the admin API, which no Ingress lets through."""
     prometheus: str = ""

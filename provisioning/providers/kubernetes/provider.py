@@ -13,10 +13,11 @@ from typing import Any
 from provisioning.providers.base import Observation, Progress, ProviderError, ServerSpec
 from provisioning.providers.kubernetes import objects
 from provisioning.providers.kubernetes.client import Client
+from provisioning.providers.kubernetes.databases import Databases
 from provisioning.providers.kubernetes.objects import SERVER, namespace_of
 from provisioning.providers.kubernetes.place import Place
 from provisioning.providers.kubernetes.seen import condition, current, observation
-from provisioning.providers.kubernetes.usage import Meter, Use
+from provisioning.providers.kubernetes.usage import Meter, Sizes, Use, with_database
 from provisioning.providers.kubernetes.writing import Paths, Writer, paths
 
 Object = dict[str, Any]
@@ -34,7 +35,9 @@ class KubernetesProvider:
         self, client: Client, place: Place, *, patience: float = 900.0, trouble: float = 120.0, removal: float = 300.0
     ) -> None:
         self._client, self._place, self._writer = client, place, Writer(client)
+        self._databases = Databases(place.postgres) if place.postgres else None
         self._meter = Meter(client, place.prometheus)
+        self._sizes = Sizes(self._databases) if self._databases else None
         self._patience, self._trouble, self._removal = patience, trouble, removal
 
     def prepare(self, version: str, progress: Progress) -> None:
@@ -59,6 +62,10 @@ class KubernetesProvider:
             )
         self._writer.write(objects.namespace(spec), fence)
         progress("The server has a namespace of its own.")
+        if self._databases:
+            name = objects.database_name(spec.server_id)
+            self._databases.ensure(name, spec.secrets["database"], fence)
+            progress("It has a database of its own in the region's PostgreSQL.")
 
     def configure(self, spec: ServerSpec, *, fence: int, progress: Progress) -> None:
         """Write the Secret, then the MatrixServer that names its revision."""
@@ -90,13 +97,17 @@ class KubernetesProvider:
         progress("Its processes are replaced one after the other, so nothing needs to be stopped before.")
 
     def remove(self, server_id: str, *, fence: int, progress: Progress) -> None:
-        """Remove the MatrixServer, so that its operator ends it in order, then its namespace."""
+        """Remove the MatrixServer, so that its operator ends it in order, then its namespace and its database."""
         there = self._namespace(server_id)
-        if there is None:
-            return
-        if not _ours(there, server_id):
+        if there is not None and not _ours(there, server_id):
             progress("The namespace of that name is not Hearth's; it is left alone.")
-            return
+        elif there is not None:
+            self._remove_from_cluster(server_id, fence, progress)
+        # Last, because Synapse writes in it until its pods are gone.
+        if self._databases and self._databases.remove(objects.database_name(server_id), fence):
+            progress("Its database is removed from the region's PostgreSQL.")
+
+    def _remove_from_cluster(self, server_id: str, fence: int, progress: Progress) -> None:
         places = self._paths(server_id)
         if self._writer.delete(places.server, fence):
             progress("The cluster removes the server.")
@@ -114,11 +125,12 @@ class KubernetesProvider:
 
     def observe(self) -> Mapping[str, Observation]:
         """Return every server of this cluster that Hearth made."""
-        used = self._meter.read()
-        found = [
-            observation(server, used.get(server["metadata"]["namespace"], Use()))
-            for server in self._client.listed(SERVERS, labelSelector=SERVER)
-        ]
+        used, sizes = self._meter.read(), self._sizes.read() if self._sizes else {}
+        found = []
+        for server in self._client.listed(SERVERS, labelSelector=SERVER):
+            use = used.get(server["metadata"]["namespace"], Use())
+            size = sizes.get(objects.database_name(str(server["metadata"]["labels"][SERVER])))
+            found.append(observation(server, with_database(use, size, only=self._place.bucket is not None)))
         return {each.server_id: each for each in found}
 
     def route(self, server_id: str, url: str) -> str:  # noqa: ARG002 (the other provider's is the clients')

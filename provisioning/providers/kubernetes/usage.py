@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -20,6 +20,7 @@ from kubernetes.utils.quantity import parse_quantity
 
 from provisioning.providers.base import ProviderError
 from provisioning.providers.kubernetes.client import Client
+from provisioning.providers.kubernetes.databases import Databases
 from provisioning.providers.kubernetes.objects import SERVER
 
 PODS = "/apis/metrics.k8s.io/v1beta1/pods"
@@ -28,6 +29,7 @@ QUERY = (
     "sum by (namespace) (max by (namespace, persistentvolumeclaim) "
     '(kubelet_volume_stats_used_bytes{namespace=~"hearth-.+"}))'
 )
+SIZES_EVERY_S = 600.0
 EVERY_S = 50.0
 """Seconds for which figures are kept: metrics-server has new ones each 15 s, and a sample is taken each minute."""
 _number: Callable[[str], Decimal] = parse_quantity
@@ -65,6 +67,30 @@ class Meter:
             return of_pods(self._client.listed(PODS, patience=0.0, labelSelector=SERVER))
         except ProviderError:
             return {}
+
+
+class Sizes:
+    """Keeps the newest sizes of the databases in a region's own PostgreSQL."""
+
+    def __init__(self, databases: Databases) -> None:
+        self._databases = databases
+        self._read: tuple[float, Mapping[str, int]] | None = None
+
+    def read(self) -> Mapping[str, int]:
+        """Return what is known, by the database's name. Thousands are asked for rarely: each is a folder to look at."""
+        now = time.monotonic()
+        if self._read is None or now - self._read[0] > SIZES_EVERY_S:
+            try:
+                self._read = now, self._databases.sizes()
+            except ProviderError:
+                self._read = now, {}
+        return self._read[1]
+
+
+def with_database(use: Use, size: int | None, *, only: bool) -> Use:
+    """Add a database that lies outside. `only`: nothing else of the server lies on a disk that must be known."""
+    known = use.disk_bytes is not None or only
+    return replace(use, disk_bytes=(use.disk_bytes or 0) + size) if size is not None and known else use
 
 
 def of_pods(pods: Iterable[Mapping[str, Any]]) -> dict[str, Use]:

@@ -10,8 +10,9 @@ import pytest
 
 from provisioning import engine, observer, services
 from provisioning.models import Operation, Region, ServerStatus
-from tenants.models import Server
+from tenants.models import Plan, Server
 from tenants.releases import RELEASES
+from tenants.services import change_plan
 from tests.cluster.api import Api
 from tests.operator.process import Operator
 from tests.provisioning.kubernetes.conftest import BASE, SERVER
@@ -85,6 +86,14 @@ def test_the_life_of_a_server(server: Server, api: Api, pods: Pods, operator: Op
     assert wanted["size"] == {"cpu": 4, "memory": "8192Mi", "disk": "40Gi", "objectStorage": "100Gi"}
     assert wanted["workers"]["generic"]["min"] == 1
     assert wanted["restarts"] == 1, "what a verb wrote by itself outlives a write of the whole"
+
+    change_plan(actor=alice, plan=Plan.objects.get(), database_instances=2, database_synchronous=True, workers=2)
+    server.refresh_from_db()
+    assert carry_out(server).kind == "configure"
+    wanted = spec(api, server)
+    assert wanted["database"]["cluster"]["instances"] == 2
+    assert wanted["database"]["cluster"]["synchronous"] is True
+    assert wanted["workers"]["generic"] == {"min": 1, "max": 2, "targetCPUPercent": 70}
 
     carry_out(server, desired="suspended", suspend_message="Back on Monday.")
     becomes(server, "suspended", "Suspended")

@@ -102,6 +102,18 @@ def test_workers_come_with_size_and_share_what_is_sold() -> None:
     assert "workers" not in spec_of(replace(PLACE, redis_image=""), vcpu=8, memory_mb=16384)
 
 
+def test_the_plan_says_how_many_copies_and_workers_there_are() -> None:
+    assert spec_of()["database"]["cluster"] == {"instances": 1, "storage": {"size": "10Gi", "class": "test"}}
+    kept = spec_of(database_instances=3, database_synchronous=True, database_replicas=True)["database"]["cluster"]
+    assert (kept["instances"], kept["synchronous"], kept["readReplicas"]) == (3, True, True)
+    large: dict[str, Any] = {"vcpu": 8, "memory_mb": 16384, "federation": True}
+    assert spec_of(**large, workers=3)["workers"] == {"generic": {"min": 1, "max": 3}, "federationSenders": 1}
+    assert spec_of(**large, workers=40)["workers"]["generic"]["max"] == 7, "never more than its size has room for"
+    none = spec_of(**large, workers=0)
+    assert "workers" not in none
+    assert "redis" not in none
+
+
 def test_the_disk_is_shared_between_what_lies_on_it() -> None:
     assert spec_of()["database"]["cluster"]["storage"]["size"] == "10Gi"
     assert spec_of()["media"]["volume"]["size"] == "10Gi"
@@ -169,6 +181,7 @@ def test_an_address_that_is_none_is_refused(server: object) -> None:
         ({"suspended": True, "suspend_message": "Back on Monday."}, PLACE),
         ({"vcpu": 4, "memory_mb": 8192, "federation": True}, PLACE),
         ({"vcpu": 64, "memory_mb": 8192, "federation": True}, replace(PLACE, bucket=BUCKET)),
+        ({"database_instances": 3, "database_synchronous": True, "database_replicas": True}, PLACE),
         ({"server_name": "example.org"}, replace(PLACE, issuer="", ingress_class="", gateway="ingress/public")),
         ({}, replace(PLACE, storage_class="", snapshot_class="fast", priority_class="hearth-server")),
     ],
