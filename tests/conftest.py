@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["tests.cluster.fixtures"]
 ROOT = Path(__file__).resolve().parents[1]
-FOLDER = "_TESTS_FOLDER"
+LONG = (
+    "provisioning/test_real", "config/test_embedded", "security/test_stack", "chart/test_scripts",
+    "security/transport/test_stack", "security/test_rewrap", "config/test_given_services", "accounts/test_passkeys",
+    "provisioning/test_killed", "provisioning/test_live_page", "observability/test_tasks", "security/test_recovery",
+)  # fmt: skip
+"""Files with tests of many seconds outside of groups. Begun last, one of them would be waited for alone."""
 services = pytest.StashKey[Services]()
 
 
@@ -52,7 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     from tests.emptying import empty
 
-    TransactionTestCase._fixture_teardown = empty  # type: ignore[method-assign]
+    TransactionTestCase._fixture_teardown = empty  # type: ignore[attr-defined]  # the stubs know only what is public
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -60,6 +65,14 @@ def pytest_xdist_setupnodes() -> None:
     """Workers inherit the environment. With this in it pytest-django would load a worker's settings before its own
     Redis number is set, and all of them would empty one cache."""
     os.environ.pop("DJANGO_SETTINGS_MODULE", None)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the long ones first. xdist itself puts groups before them, the largest first."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        names = tuple(f"tests/{name}.py::" for name in LONG)
+        items.sort(key=lambda item: not item.nodeid.startswith(names))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -31,6 +31,8 @@ from tests.together import at_once
 State = KeyEncryptionKey.State
 ROOT = Path(__file__).resolve().parents[2]
 FAST = 1_000_000.0
+COUNT = 1500
+"""Data keys that several workers, each killed after a tenth of a second, don't finish."""
 
 
 def context(owner: uuid.UUID) -> Context:
@@ -225,7 +227,7 @@ def test_two_rewrappers_at_once() -> None:
 def test_killed_at_any_point_nothing_is_lost() -> None:
     """Five workers die in the middle, each somewhere else; the sixth finishes."""
     owner = uuid.uuid4()
-    keys = fill(owner, 3000)
+    keys = fill(owner, COUNT)
     dice = random.Random(4711)
     killed = 0
     for _ in range(5):
@@ -236,7 +238,7 @@ def test_killed_at_any_point_nothing_is_lost() -> None:
         worker.send_signal(signal.SIGKILL)
         killed += worker.wait(10) == -signal.SIGKILL
         worker.stdout.close()
-        assert DataKey.objects.count() == 3000
+        assert DataKey.objects.count() == COUNT
         assert set(DataKey.objects.values_list("kek__state", flat=True)) <= {"active", "decrypt-only"}
         # A dead worker's lease ends by itself; the test does not wait for that.
         Rewrap.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
@@ -244,7 +246,7 @@ def test_killed_at_any_point_nothing_is_lost() -> None:
     rewrap.drive(per_second=FAST)
     assert states(owner) == ["retired", "active"]
     assert read(owner, keys)
-    assert Rewrap.objects.get(finished__isnull=False).done == 3000
+    assert Rewrap.objects.get(finished__isnull=False).done == COUNT
 
 
 def start_worker() -> subprocess.Popen[bytes]:
