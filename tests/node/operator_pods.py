@@ -62,16 +62,29 @@ class Operator:
 
     def kill_leader(self, *, seconds: float) -> str:
         """End the leader's container as a crash would, wait until it runs again, and return the pod's name."""
-        name = self.leader()
-        before = self._container(self.pods()[name])
-        self.node.kill_container(str(before["containerID"]).partition("://")[2])
+        name, before = self._kill()
 
         def again() -> bool:
             found = self._container(self.pods()[name])
             return bool(found.get("restartCount", 0) > before["restartCount"] and found.get("started"))
 
         self.node.api.wait("new container of the operator", again, seconds=seconds)
+        self.node.api.wait("leader among the operators", lambda: self.leader() in self.pods(), seconds=seconds)
         return name
+
+    def lose_leader(self, *, seconds: float) -> str:
+        """Lose the leader's pod at once, as with its node; wait until another leads, and return the pod's name."""
+        name, _ = self._kill()
+        path = self.node.api.path("v1", "Pod", NAMESPACE, name)
+        self.node.api.request("DELETE", path, json={"gracePeriodSeconds": 0})
+        self.node.api.wait("another leader", lambda: self.leader() in self.pods().keys() - {name}, seconds=seconds)
+        return name
+
+    def _kill(self) -> tuple[str, dict[str, Any]]:
+        name = self.leader()
+        found = self._container(self.pods()[name])
+        self.node.kill_container(str(found["containerID"]).partition("://")[2])
+        return name, found
 
     @staticmethod
     def _container(pod: Object) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -152,26 +152,25 @@ class Scenario:
         self.person.talk("After the pause")
 
     def go_back(self) -> None:
-        """An older Synapse, whose database the newer one has not closed to it."""
-        self.alice.carry_out("Upgrade", lambda: self.alice.change_version(OLD.version), "ready", limit=LIMIT)
+        """An older Synapse, which can still read the database; meanwhile the leading operator crashes."""
+        self.alice.carry_out("Upgrade", lambda: self.disturbed(OLD, self.operator.kill_leader), "ready", limit=LIMIT)
         self.answers(OLD)
         self.person.talk("With an older Synapse")
 
     def upgrade(self) -> None:
-        """The newest Synapse again; the operator that leads is killed as soon as it has begun."""
-        self.alice.carry_out("Upgrade", self.upgrade_and_kill, "ready", limit=LIMIT)
+        """The newest Synapse again; the leading operator's pod is lost meanwhile."""
+        self.alice.carry_out("Upgrade", lambda: self.disturbed(NEW, self.operator.lose_leader), "ready", limit=LIMIT)
         self.answers(NEW)
         self.person.talk("After the upgrade")
 
-    def upgrade_and_kill(self) -> None:
+    def disturbed(self, release: Release, harm: Callable[..., str]) -> None:
+        """Change the version, and do harm to the operator as soon as it has begun."""
         before = self.server.need(STATEFUL, "synapse-main")["metadata"]["generation"]
-        self.alice.change_version(NEW.version)
+        self.alice.change_version(release.version)
         self.server.wait_child(
             STATEFUL, "synapse-main", lambda found: found["metadata"]["generation"] > before, seconds=LIMIT
         )
-        killed = self.operator.kill_leader(seconds=LIMIT)
-        self.node.api.wait("leader among the operators", self.operator.leader, seconds=LIMIT)
-        say(f"killed the operator {killed}; {self.operator.leader()} leads")
+        say(f"the operator {harm(seconds=LIMIT)} was killed; {self.operator.leader()} leads")
 
     def delete(self) -> None:
         """Nothing is left: no pod, no volume, no folder, no container."""
