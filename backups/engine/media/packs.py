@@ -74,7 +74,7 @@ class Packer:
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._claims: dict[bytes, int] = {}
-        self._sizes: set[int] = set()
+        self._sizes: dict[int, threading.Lock] = {}
         self._stored = Stored()
 
     def store(self, files: Iterable[tuple[str, Seen]]) -> Stored:
@@ -107,8 +107,15 @@ class Packer:
         with self._lock:
             name = names.media(self.run, next(self._numbers))
         found = Stored()
-        alone = len(files) == 1 and files[0][1].size >= ALONE
-        pieces = self._large(task, name, *files[0], found) if alone else self._small(task, name, files, found)
+        path, seen = files[0]
+        if seen.size >= ALONE:
+            # Two large ones of one size may be the same: the second waits until the first one's hash is known.
+            with self._one_of(seen.size) as perhaps:
+                self._put(name, self._large(task, name, path, found, perhaps=perhaps), found)
+        else:
+            self._put(name, self._small(task, name, files, found), found)
+
+    def _put(self, name: str, pieces: Iterator[bytes], found: Stored) -> None:
         if (first := next(pieces, None)) is not None:
             ref = self.vault.put(name, itertools.chain([first], pieces), self.key(), FILES, self.run)
             found.objects.append(ref)
@@ -120,6 +127,15 @@ class Packer:
             self._stored.contents.update(new)
             if new:
                 self._stored.objects.extend(found.objects)
+
+    @contextlib.contextmanager
+    def _one_of(self, size: int) -> Iterator[bool]:
+        """Work on large files of one size one after the other. Gives whether contents of this size may be known."""
+        with self._lock:
+            before = size in self._sizes
+            lock = self._sizes.setdefault(size, threading.Lock())
+        with lock:
+            yield before or self.state.knows_size(size)
 
     def _small(self, task: int, name: str, files: list[tuple[str, Seen]], found: Stored) -> Iterator[bytes]:
         packer, at = zstandard.ZstdCompressor(level=LEVEL), 0
@@ -138,12 +154,9 @@ class Packer:
                 else:
                     found.contents[digest] = Content(0, "", 0, 0, packed=False)
 
-    def _large(self, task: int, name: str, path: str, seen: Seen, found: Stored) -> Iterator[bytes]:
-        with self._lock:
-            perhaps = seen.size in self._sizes
-            self._sizes.add(seen.size)
+    def _large(self, task: int, name: str, path: str, found: Stored, *, perhaps: bool) -> Iterator[bytes]:
         # A large file is read twice only where one of its size is stored.
-        if (perhaps or self.state.knows_size(seen.size)) and self._is_stored(task, path, found):
+        if perhaps and self._is_stored(task, path, found):
             return
         with _Reading(self, path, found) as reading:
             pieces = reading.pieces()
