@@ -23,19 +23,28 @@ def main(arguments: list[str]) -> int:
     agent.add_argument("settings", type=Path)
     options = parser.parse_args(arguments)
     try:
-        return _agent(build(load(options.settings)))
-    except (SettingsError, StateError, StoreError) as error:
-        print(error, file=sys.stderr, flush=True)  # noqa: T201 (the engine's log)
-        return 1
+        engine = build(load(options.settings))
+    except (SettingsError, StoreError) as error:
+        return _refused(error)
+    return run(engine)
 
 
-def _agent(engine: Engine) -> int:
+def run(engine: Engine) -> int:
+    """Run it until a signal asks to end, and return the exit code."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: engine.stop())
     gc.freeze()  # what was imported stays: the collector need not look at it again
-    engine.run()
+    try:
+        engine.run()
+    except StateError as error:
+        return _refused(error)
     end_process_when_hanging()
     return 0
+
+
+def _refused(error: Exception) -> int:
+    print(error, file=sys.stderr, flush=True)  # noqa: T201 (the engine's log)
+    return 1
 
 
 if __name__ == "__main__":

@@ -154,6 +154,7 @@ class Postgres:
                 autocommit=True,
                 connect_timeout=5,
                 application_name=APPLICATION,
+                client_encoding="utf8",
                 options=f"-c statement_timeout={STATEMENT_SECONDS}s -c timezone=UTC -c search_path=pg_catalog",
             ) as connection:
                 connection.prepare_threshold = None

@@ -21,7 +21,7 @@ from backups.engine.progress import Progress
 from backups.engine.settings import Tools
 from provisioning.providers.local.processes import Command, describe_exit, spawn_argv
 
-STATUS_SECONDS = 2
+STATUS_SECONDS = 1
 """How often it tells the server how far it has written: that is what a tail is measured by."""
 FIRST_WAIT, LONGEST_WAIT, STEADY = 0.5, 30.0, 30.0
 END_SECONDS = 5.0

@@ -1,0 +1,65 @@
+"""From a living database to its rows brought back, by the engine in this process."""
+
+from __future__ import annotations
+
+import time
+
+from tests.backups.engine.conftest import Bench, wait_for
+
+
+def test_it_brings_back_rows_of_before_and_after_the_base_backup(bench: Bench) -> None:
+    bench.cluster.value("CREATE TABLE message (id int PRIMARY KEY, body text)")
+    bench.cluster.value("INSERT INTO message SELECT n, md5(n::text) FROM generate_series(1, 1000) n")
+    bench.start()
+    point = bench.point()
+    bench.cluster.value("INSERT INTO message VALUES (1001, 'after the base backup')")
+    bench.covered()
+    bench.stop()
+
+    restored = bench.restored(point)
+
+    query = "SELECT md5(string_agg(id || body, ',' ORDER BY id)) FROM message"
+    assert restored.value(query) == bench.cluster.value(query)
+
+
+def test_it_brings_back_any_second_also_a_quiet_one(bench: Bench) -> None:
+    bench.cluster.value("CREATE TABLE message (id int PRIMARY KEY)")
+    bench.start()
+    point = bench.point()
+    bench.cluster.value("INSERT INTO message VALUES (1)")
+    time.sleep(0.1)
+    first = bench.cluster.value("SELECT clock_timestamp()")
+    time.sleep(0.1)
+    bench.cluster.value("INSERT INTO message VALUES (2)")
+    time.sleep(0.1)
+    last = bench.cluster.value("SELECT clock_timestamp()")  # nothing is committed after it but our marker
+    bench.covered()
+    bench.stop()
+
+    assert bench.restored(point, until=str(first)).value("SELECT array_agg(id ORDER BY id) FROM message") == [1]
+    assert bench.restored(point, until=str(last)).value("SELECT array_agg(id ORDER BY id) FROM message") == [1, 2]
+
+
+def test_a_database_at_rest_costs_no_objects(bench: Bench) -> None:
+    bench.start()
+    bench.point()
+    bench.cluster.value("CHECKPOINT")
+    time.sleep(5)  # what the server itself writes down of the checkpoint
+    before = len(list(bench.store.listing()))
+
+    time.sleep(4)  # eight looks at the tail, eight turns of the moments
+
+    assert len(list(bench.store.listing())) == before
+
+
+def test_its_end_leaves_no_process(bench: Bench) -> None:
+    engine = bench.start()
+    bench.point()
+    assert engine.stream.receiver is not None
+    pid = engine.stream.receiver.pid
+    assert pid is not None
+
+    bench.stop()
+
+    wait_for(lambda: not bench.cluster.value("SELECT count(*) FROM pg_stat_replication"))
+    assert engine.stream.receiver.pid is None
