@@ -1,7 +1,7 @@
-"""Two real S3 servers on loopback that share no code: MinIO, and versitygw over a folder.
+"""Real S3 servers on loopback that share no code: MinIO, versitygw over a folder, and rclone's, which does the least.
 
-`make test` builds them from their Go modules. Each has an administrator's key of its own, made for the run. A server is
-a child that gets SIGKILL when its parent dies; its data lie in a folder of the run.
+`make test` builds the first two from their Go modules; rclone comes in a wheel. Each has an administrator's key of its
+own, made for the run. A server is a child that gets SIGKILL when its parent dies; its data lie in a folder of the run.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import os
 import secrets
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -47,7 +48,9 @@ class S3Server:
         self.key_id, self.secret = f"admin{secrets.token_hex(4)}", secrets.token_urlsafe(24)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._shared: Bucket | None = None
-        self._program = str(tools.find(self.kind))
+        self._program = str(
+            Path(sys.executable).with_name("rclone") if self.kind == "rclone" else tools.find(self.kind)
+        )
         self._key = base64.b64encode(os.urandom(32)).decode()
 
     def __enter__(self) -> Self:
@@ -119,6 +122,10 @@ class S3Server:
                 "MINIO_UPDATE": "off",
             }
             return [self._program, "server", str(data), "--address", address, "--quiet"], environment
+        if self.kind == "rclone":
+            known = f"{self.key_id},{self.secret}"
+            options = ["--addr", address, "--auth-key", known, "--vfs-cache-mode", "off", "--config", "/dev/null"]
+            return [self._program, "serve", "s3", *options, str(data)], {}
         versions = self.folder / "versions"
         versions.mkdir(exist_ok=True)
         argv = [self._program, "--port", address, "--quiet", "posix", "--versioning-dir", str(versions), str(data)]
@@ -138,10 +145,11 @@ class S3Server:
 
 def started(kind: str, folder: Path) -> Iterator[S3Server]:
     """Start a server for the run, or leave the test out where it can't be had."""
-    try:
-        tools.find(kind)
-    except tools.Missing as missing:
-        leave_out(str(missing))
+    if kind != "rclone":
+        try:
+            tools.find(kind)
+        except tools.Missing as missing:
+            leave_out(str(missing))
     with S3Server(kind, folder) as server:
         yield server
 
@@ -161,6 +169,12 @@ def minio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 def second_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """versitygw for the whole run."""
     yield from started("versitygw", tmp_path_factory.mktemp("versitygw"))
+
+
+@pytest.fixture(scope="session")
+def plain_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """rclone's server for the whole run: it has no versions, refuses no taken name, and knows no rules."""
+    yield from started("rclone", tmp_path_factory.mktemp("rclone"))
 
 
 @pytest.fixture(scope="session", params=["minio", "second_s3"])

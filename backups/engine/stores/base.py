@@ -58,7 +58,10 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What `check` found about a protection: `state` is `on`, `off`, or `unsupported` with what that means."""
+    """What `check` found about a protection, and in `text` what that means.
+
+    `state` is `on`, `off`, `unsupported`, or `unknown` where the credentials may not ask.
+    """
 
     what: str
     state: str

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from backups.engine.stores.base import Finding, NoSuchObject, StoreError
-from backups.engine.stores.connection import Bucket, Connection, NothingSet, NotSupported, PreconditionFailed
+from backups.engine.stores.connection import Bucket, Connection, NothingSet
 from backups.engine.stores.write_once import PROBE
 
 VERSION_DAYS = 30
@@ -20,7 +20,6 @@ LOCK_DAYS = 30
 UPLOAD_DAYS = 7
 """After how many days an upload that was never ended goes."""
 _RULE = "hearth"
-_EXPECTED = (NotSupported, NothingSet, StoreError)
 
 
 def prepare(
@@ -110,8 +109,8 @@ def _make(connection: Connection, *, lock: bool) -> None:
     locked: dict[str, Any] = {"ObjectLockEnabledForBucket": True} if lock else {}
     try:
         connection.call("create_bucket", "made", **place, **locked)
-    except (NotSupported, StoreError) as error:
-        if not lock or (isinstance(error, StoreError) and error.code != "StoreMisused"):
+    except StoreError as error:
+        if not lock or error.code != "StoreMisused":
             raise
         connection.call("create_bucket", "made", **place)
 
@@ -141,8 +140,6 @@ def _try(do: Callable[[], object]) -> bool:
     """Do one thing that a server may not support; `check` tells afterwards what there is. What is away is raised."""
     try:
         do()
-    except (NotSupported, NothingSet):
-        return False
     except StoreError as error:
         if error.code != "StoreMisused":
             raise
@@ -156,8 +153,6 @@ def _asked(connection: Connection, what: str, operation: str) -> Mapping[str, An
         return connection.call(operation)
     except NothingSet:
         return {}
-    except NotSupported:
-        return Finding(what, "unsupported", _WITHOUT[what])
     except StoreError as error:
         if error.code == "StoreDenied":
             return Finding(what, "unknown", "These credentials may not ask. Look with an administrator's.")
@@ -169,7 +164,6 @@ def _asked(connection: Connection, what: str, operation: str) -> Mapping[str, An
 _WITHOUT = {
     "versions": "The server keeps no older versions: whoever may write can change backups. Keep a second store.",
     "lifecycle": "The server removes no old versions by itself: deleted backups go on taking space.",
-    "unfinished uploads": "The server removes none by itself by such a rule. Hearth removes what its writers left.",
     "object lock": "The server can't lock objects: an administrator's key can delete backups. Keep a second store.",
     "encryption at rest": "The server does not encrypt by itself, or has no key for it. Backups come to it sealed.",
 }
@@ -187,7 +181,7 @@ def _versions(connection: Connection) -> Finding:
 def _lifecycle(connection: Connection) -> list[Finding]:
     found = _asked(connection, "lifecycle", "get_bucket_lifecycle_configuration")
     if isinstance(found, Finding):
-        return [found, replace(found, what="unfinished uploads", text=_WITHOUT["unfinished uploads"])]
+        return [found, _unfinished_uploads(connection)]
     rules = [rule for rule in found.get("Rules", ()) if rule.get("Status") == "Enabled" and _covers(rule, connection)]
     days = [
         rule["NoncurrentVersionExpiration"].get("NoncurrentDays", 0)
@@ -207,7 +201,24 @@ def _lifecycle(connection: Connection) -> list[Finding]:
         told = Finding("lifecycle", "on", f"Older versions go after {min(days)} days.")
     if any("AbortIncompleteMultipartUpload" in rule for rule in rules):
         return [told, Finding("unfinished uploads", "on", "What a killed writer left goes by itself.")]
-    return [told, Finding("unfinished uploads", "off", "No rule removes them. Hearth removes what its writers left.")]
+    return [told, _unfinished_uploads(connection)]
+
+
+def _unfinished_uploads(connection: Connection) -> Finding:
+    """Try whether the server lists them: some do so only under the exact name."""
+    what, name = "unfinished uploads", f"{PROBE}/upload"
+    try:
+        upload = connection.call("create_multipart_upload", name=name)["UploadId"]
+        seen = connection.call("list_multipart_uploads", Prefix=connection.key("")).get("Uploads", ())
+        connection.call("abort_multipart_upload", name=name, UploadId=upload)
+    except StoreError as error:
+        if error.code not in {"StoreDenied", "StoreMisused"}:
+            raise
+        return Finding(what, "unknown", "They can't be listed with these credentials. Look with an administrator's.")
+    if any(each.get("UploadId") == upload for each in seen):
+        return Finding(what, "off", "No rule removes them. Hearth removes what its writers left.")
+    text = "The server has no such rule and does not list them. Look when it removes them by itself (MinIO: a day)."
+    return Finding(what, "unsupported", text)
 
 
 def _covers(rule: Mapping[str, Any], connection: Connection) -> bool:
@@ -262,8 +273,6 @@ def _allowed(stranger: Connection, operation: str, **parameters: Any) -> bool:
         stranger.call(operation, **parameters)
     except NoSuchObject:
         return True  # only who may read is told that nothing lies there
-    except (NotSupported, NothingSet, PreconditionFailed):
-        return False
     except StoreError as error:
         if error.retry:
             raise

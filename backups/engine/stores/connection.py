@@ -31,6 +31,7 @@ _CODES = {
     "InvalidAccessKeyId": "StoreDenied",
     "InvalidToken": "StoreDenied",
     "InvalidTokenId": "StoreDenied",
+    "XAdminUserNotFound": "StoreDenied",
     "RequestTimeTooSkewed": "StoreDenied",
     "SignatureDoesNotMatch": "StoreDenied",
     "401": "StoreDenied",
@@ -56,6 +57,7 @@ _REASONS = {
     "StoreAway": "it has trouble of its own ({code}). Look at its state if this goes on",
 }
 _RETRIED = {"StoreAway", "StoreDamaged"}
+_PASSING = {0, 408, 409, 429}
 _NAMED = {"NoSuchKey", "NoSuchUpload", "NoSuchVersion", "404", "NotFound"}
 
 
@@ -64,20 +66,15 @@ _session: Any = boto3.session.Session()
 _making = threading.Lock()
 
 
-class PreconditionFailed(Exception):
+class PreconditionFailed(StoreError):
     """The store did not do it because something lies under that name, or is no longer what it was."""
 
-    def __init__(self, *, again: bool) -> None:
-        super().__init__("precondition failed")
-        self.again = again
-        """Whether the request was sent more than once, so that the first of them may have been what took the name."""
 
-
-class NotSupported(Exception):
+class NotSupported(StoreError):
     """The server does not know such a call."""
 
 
-class NothingSet(Exception):
+class NothingSet(StoreError):
     """The bucket has no configuration of that kind."""
 
 
@@ -113,7 +110,7 @@ class Bucket:
 
 
 class Connection:
-    """One bucket's calls, by several threads. Each raises `StoreError`, or one of this module's."""
+    """One bucket's calls, by several threads. Each raises `StoreError`."""
 
     def __init__(self, where: Bucket, name: str, *, connections: int = 32, anonymous: bool = False) -> None:
         _check_endpoint(where.endpoint)
@@ -167,6 +164,20 @@ class Connection:
             raise self._away(error, what) from None
         return answer
 
+    def head(self, name: str) -> dict[str, Any]:
+        """Return what is known of an object. An answer to a HEAD has no text: what is missing, a read of it tells."""
+        try:
+            return self.call("head_object", "read", name=name)
+        except NoSuchObject:
+            try:
+                self.call("get_object", "read", name=name, Range="bytes=0-0")["Body"].close()
+            except NoSuchObject:
+                raise
+            except StoreError as error:
+                if error.code != "BeyondEnd":
+                    raise
+        return self.call("head_object", "read", name=name)  # it came at this moment
+
     def read(self, answer: Mapping[str, Any], size: int) -> bytes:
         """Return up to `size` bytes of an answer's body; fewer only at its end. A cut one is `StoreAway`."""
         try:
@@ -191,21 +202,28 @@ class Connection:
     def _answered(self, response: Mapping[str, Any], what: str, name: str) -> Exception:
         """Return the error that an answer means. The server's own text is left out: it may name an access key."""
         code = str(response.get("Error", {}).get("Code", ""))
-        status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        again = bool(response.get("ResponseMetadata", {}).get("RetryAttempts"))
-        if code in {"PreconditionFailed", "412"} or status == 412:
-            return PreconditionFailed(again=again)
-        if name and (code in _NAMED or (status == 404 and code not in _CODES)):
+        told = response.get("ResponseMetadata", {})
+        status = int(told.get("HTTPStatusCode", 0))
+        if name and code in _NAMED:
             return NoSuchObject(name)
+        found = self._failed(code, status, what)
+        kinds = {412: PreconditionFailed, 501: NotSupported, 405: NotSupported}
+        kind = kinds.get(status) or (NothingSet if status == 404 and not name and code not in _CODES else None)
+        return kind(str(found), code="StoreMisused", retry=False) if kind else found
+
+    def _failed(self, code: str, status: int, what: str) -> StoreError:
         if code == "InvalidRange" or status == 416:
             return StoreError("Nothing lies there.", code="BeyondEnd", retry=False)
-        if status == 501 or code in {"NotImplemented", "MethodNotAllowed"}:
-            return NotSupported(code)
-        if status == 404 and code not in _CODES:
-            return NothingSet(code)
+        if code == "BucketAlreadyExists":
+            # Simple servers take whatever they don't know of a bucket for its making.
+            return self.fault("StoreMisused", what, reason="the bucket's name is taken, or it knows no such rule")
         kind = _CODES.get(code) or _CODES.get(str(status))
         if kind is None:
-            kind = "StoreAway" if status >= 500 or status in {408, 409, 429} or not status else "StoreMisused"
+            kind = (
+                "StoreAway"
+                if (status >= 500 and status != 501) or status in {408, 409, 429} or not status
+                else "StoreMisused"
+            )
         return self.fault(kind, what, code or str(status), _SKEWED if code == "RequestTimeTooSkewed" else "")
 
     def _away(self, error: Exception, what: str) -> StoreError:

@@ -46,7 +46,7 @@ class Downloads:
     def get(self, name: str, offset: int, length: int | None) -> Iterator[bytes]:
         """Yield the object's bytes; see `Store.get`."""
         if length == 0:
-            self.connection.call("head_object", "read", name=name)
+            self.connection.head(name)
             return
         yield from _Reading(self, name).run(offset, length)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from backups.engine.stores import buckets
 from backups.engine.stores.base import Finding, NoSuchObject, Stored
-from backups.engine.stores.connection import Bucket, Connection, NotSupported
+from backups.engine.stores.connection import Bucket, Connection, NothingSet, NotSupported
 from backups.engine.stores.downloads import Downloads
 from backups.engine.stores.memory import TOTAL, Memory
 from backups.engine.stores.names import check_name, check_prefix, is_name, misused
@@ -30,11 +30,12 @@ class S3Store:
     A put's pieces may not wait for another put of the same store: large ones wait for each other's memory.
     """
 
-    def __init__(self, name: str, where: Bucket, *, memory: int = TOTAL, workers: int = WORKERS) -> None:
+    def __init__(self, name: str, where: Bucket, *, memory: int = TOTAL, stale: timedelta = STALE) -> None:
         self._name = name
         self._where = replace(where, prefix=check_name(where.prefix) if where.prefix else "")
-        self._connection = Connection(self._where, name, connections=4 * workers)
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix=f"store-{name}")
+        self._stale = stale
+        self._connection = Connection(self._where, name, connections=4 * WORKERS)
+        self._threads = ThreadPoolExecutor(WORKERS, thread_name_prefix=f"store-{name}")
         shared = Memory(memory)
         self._uploads = Uploads(self._connection, shared, self._threads)
         self._downloads = Downloads(self._connection, shared, self._threads)
@@ -61,7 +62,7 @@ class S3Store:
         return self._downloads.get(name, offset, length)
 
     def head(self, name: str) -> Stored:
-        found = self._connection.call("head_object", "read", name=check_name(name))
+        found = self._connection.head(check_name(name))
         return Stored(name, found["ContentLength"], mark=unquoted(found), modified=_utc(found.get("LastModified")))
 
     def listing(self, prefix: str = "") -> Iterator[Stored]:
@@ -74,10 +75,17 @@ class S3Store:
             self._delete(some)
 
     def sweep(self) -> int:
-        """Abort uploads in which nothing was done for a day, and return how many those were."""
+        """Abort uploads in which nothing was done for a day, and return how many those were.
+
+        An agent may not list a bucket's uploads: it is `StoreDenied`, and Hearth sweeps.
+        """
+        try:
+            found = list(self._unfinished())
+        except (NotSupported, NothingSet):
+            return 0
         swept = 0
-        for upload, now in list(self._unfinished()):
-            if self._last_touched(upload) < now - STALE:
+        for upload, now in found:
+            if self._last_touched(upload) < now - self._stale:
                 self._abort(upload)
                 swept += 1
         return swept

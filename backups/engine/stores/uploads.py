@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backups.engine.stores.base import Stored, StoreError
-from backups.engine.stores.connection import Body, Connection, NotSupported, PreconditionFailed
+from backups.engine.stores.connection import Body, Connection
 from backups.engine.stores.memory import MIB, Memory
 from backups.engine.stores.names import misused
 from backups.engine.stores.write_once import TOKEN, WriteOnce
@@ -84,8 +84,21 @@ class Uploads:
                 finally:
                     first.release()
             else:
-                mark = Multipart(self, name).run(first, parts)
+                Multipart(self, name).run(first, parts)
+                mark = self._look(name, seen.size)
         return Stored(name, seen.size, mark=mark, sha256=seen.digest.hexdigest())
+
+    def _look(self, name: str, size: int) -> str:
+        """Return the mark of an object made of parts, as listings tell it, if it is as large as it must be."""
+        found = self._connection.head(name)
+        if found["ContentLength"] != size:
+            raise StoreError(
+                f"The store has {found['ContentLength']} bytes of {name}, and {size} were sent. No backup may name it. "
+                "Look at the store, and put it under another name.",
+                code="StoreDamaged",
+                retry=False,
+            )
+        return unquoted(found)
 
     def _put_whole(self, name: str, part: Part) -> str:
         token = os.urandom(16).hex()
@@ -133,8 +146,8 @@ class Multipart:
         self._sending: dict[Future[dict[str, Any]], Body] = {}
         self._sent: list[dict[str, Any]] = []
 
-    def run(self, first: Part, others: Iterator[Part]) -> str:
-        """Send all parts and return the object's mark."""
+    def run(self, first: Part, others: Iterator[Part]) -> None:
+        """Send all parts and put them together."""
         try:
             self._begin()
             self._send(first)
@@ -146,7 +159,7 @@ class Multipart:
                 self._send(part)
             self._collect(down_to=0)
             self._sent.sort(key=lambda entry: int(entry["PartNumber"]))
-            return unquoted(self._uploads.write_once.guarded(self._name, self._token, self._complete, parts=True))
+            self._uploads.write_once.guarded(self._name, self._token, self._complete, parts=True)
         except BaseException:
             self._abort()
             raise
@@ -188,7 +201,7 @@ class Multipart:
             future.cancel()
             body.stop()
         wait(self._sending)  # a part that arrives after the abort would stay
-        with contextlib.suppress(StoreError, NotSupported, PreconditionFailed):
+        with contextlib.suppress(StoreError):
             self._call("abort_multipart_upload", "written", name=self._name, UploadId=self._upload)
 
 

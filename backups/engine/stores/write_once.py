@@ -24,6 +24,7 @@ class WriteOnce:
     """
 
     def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self._call = connection.call
         self._lock = threading.Lock()
         self._known: dict[bool, bool] = {}
@@ -55,7 +56,7 @@ class WriteOnce:
 
     def _look_first(self, name: str, token: str, write: Callable[..., dict[str, Any]]) -> dict[str, Any]:
         try:
-            self._call("head_object", "read", name=name)
+            self._connection.head(name)
         except NoSuchObject:
             try:
                 return write()
@@ -65,7 +66,7 @@ class WriteOnce:
 
     def _ours(self, name: str, token: str) -> dict[str, Any]:
         try:
-            found = self._call("head_object", "read", name=name)
+            found = self._connection.head(name)
         except NoSuchObject:
             raise StoreError(
                 f"The upload of {name} was ended by somebody else. Nothing was kept. It can be tried again."

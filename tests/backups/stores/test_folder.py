@@ -53,17 +53,15 @@ def unfinished(folder: Path) -> list[str]:
 
 
 def test_a_killed_writer_leaves_nothing_to_see_and_is_swept(store: FolderStore, folder: Path) -> None:
-    writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(folder)],
-        stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": "platform:."},
-    )
-    assert writer.stdout is not None
-    assert writer.stdout.readline() == b"half\n"
-    age(folder)
-    assert store.sweep() == 0, "a living writer's file was taken away"
-    writer.send_signal(signal.SIGKILL)
-    writer.communicate()
+    argv, environment = [sys.executable, "-c", WRITER, str(folder)], os.environ | {"PYTHONPATH": "platform:."}
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, env=environment) as writer:
+        assert writer.stdout is not None
+        said = writer.stdout.readline()
+        age(folder)
+        swept = store.sweep()
+        writer.send_signal(signal.SIGKILL)
+    assert said == b"half\n"
+    assert swept == 0, "a living writer's file was taken away"
     assert list(store.listing()) == []
     assert store.sweep() == 1
     assert unfinished(folder) == []

@@ -1,0 +1,396 @@
+"""S3 servers that fail, hang, lie and refuse, networks that break: nothing half is seen, and people are told."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import ssl
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import botocore.auth
+import pytest
+
+from backups.engine.stores.base import NoSuchObject, ObjectExists, StoreError
+from backups.engine.stores.connection import Bucket, Connection, Credentials
+from backups.engine.stores.s3 import S3Store
+from tests.backups.s3_faults import S3Faults
+from tests.backups.s3_servers import S3Server, open_store
+from tests.backups.stores.contract import MIB, names, noise, read
+from tests.cluster.certificates import Authority
+
+pytestmark = pytest.mark.xdist_group("s3")
+
+WHOLE, PARTS = 300_000, 20 * MIB + 3
+PUT = r"PUT .*/wal/1(\?|$)"
+PART_TWO = r"PUT .*partNumber=2"
+COMPLETE = r"POST .*uploadId="
+GET = r"GET .*/wal/1"
+
+
+@pytest.fixture(params=["minio", "second_s3"])
+def server(request: pytest.FixtureRequest) -> S3Server:
+    found: S3Server = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def where(server: S3Server) -> Bucket:
+    return server.new_prefix()
+
+
+@pytest.fixture
+def proxy(server: S3Server) -> Iterator[S3Faults]:
+    with S3Faults(server.endpoint) as started:
+        yield started
+
+
+@pytest.fixture
+def store(where: Bucket, proxy: S3Faults) -> Iterator[S3Store]:
+    """A store behind the proxy that gives up after two tries."""
+    opened = open_store(where, endpoint=proxy.endpoint, tries=2)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def direct(where: Bucket) -> Iterator[S3Store]:
+    """The same place without the proxy."""
+    opened = open_store(where)
+    yield opened
+    opened.close()
+
+
+def unfinished(where: Bucket, name: str) -> list[str]:
+    """Return the uploads under one name: MinIO lists them only so."""
+    answer = Connection(where, "raw").call("list_multipart_uploads", Prefix=f"{where.prefix}/{name}")
+    return [each["UploadId"] for each in answer.get("Uploads", ())]
+
+
+@pytest.mark.parametrize("fault", [{"status": 500}, {"status": 503}, {"cut_request": 70_000}, {"lose_answer": True}])
+@pytest.mark.parametrize(("size", "pattern"), [(WHOLE, PUT), (PARTS, PART_TWO), (PARTS, COMPLETE)])
+def test_a_passing_fault_while_writing(
+    store: S3Store, proxy: S3Faults, fault: dict[str, int], size: int, pattern: str
+) -> None:
+    """With `lose_answer` the server did it: what is sent again finds the name taken, and that is no fault."""
+    if pattern == COMPLETE and "cut_request" in fault:
+        fault = {"cut_request": 0}
+    data = noise(size)
+    with proxy.rule(pattern, times=1, **fault) as rule:
+        store.put("wal/1", [data])
+    assert rule.hits == 1
+    assert read(store, "wal/1") == data
+    assert names(store) == ["wal/1"]
+
+
+@pytest.mark.parametrize("fault", [{"status": 500}, {"cut_request": 70_000}, {"silent": True}])
+@pytest.mark.parametrize(("size", "pattern"), [(WHOLE, PUT), (PARTS, PART_TWO)])
+def test_a_lasting_fault_while_writing(
+    where: Bucket, proxy: S3Faults, fault: dict[str, int], size: int, pattern: str
+) -> None:
+    store = open_store(where, endpoint=proxy.endpoint, tries=2, seconds=1)
+    with (
+        proxy.rule(pattern, **fault),
+        pytest.raises(StoreError, match=r"far .* could not be written") as caught,
+    ):
+        store.put("wal/1", [noise(size)])
+    assert (caught.value.code, caught.value.retry) == ("StoreAway", True)
+    assert names(store) == []
+    assert unfinished(where, "wal/1") == []
+    store.put("wal/1", [b"again"])
+    assert read(store, "wal/1") == b"again"
+    store.close()
+
+
+def test_another_writers_object_is_never_taken_for_ours(store: S3Store, direct: S3Store, proxy: S3Faults) -> None:
+    """Our put failed on its way; meanwhile somebody else took the name; then it is sent again."""
+    direct.put("wal/1", [b"theirs"])
+    with proxy.rule(PUT, times=1, status=500), pytest.raises(ObjectExists):
+        store.put("wal/1", [b"ours"])
+    assert read(direct, "wal/1") == b"theirs"
+
+
+@pytest.mark.parametrize("fault", [{"status": 500}, {"cut_answer": 3 * MIB + 77}, {"cut_answer": 0}])
+@pytest.mark.parametrize("which", ["first range", "any range"])
+def test_a_passing_fault_while_reading(
+    where: Bucket, proxy: S3Faults, direct: S3Store, fault: dict[str, int], which: str
+) -> None:
+    data = noise(30 * MIB)
+    direct.put("wal/1", [data])
+    store = open_store(where, endpoint=proxy.endpoint, tries=6)
+    with proxy.rule(GET, times=1 if which == "first range" else 4, **fault) as rule:
+        assert read(store, "wal/1") == data
+    assert rule.hits == (1 if which == "first range" else 4)
+    store.close()
+
+
+def test_a_lasting_fault_while_reading(store: S3Store, proxy: S3Faults) -> None:
+    store.put("wal/1", [noise(40 * MIB)])
+    pieces = store.get("wal/1")
+    assert len(next(pieces)) == MIB
+    with proxy.rule("GET", status=503), pytest.raises(StoreError, match="could not be read") as caught:
+        list(pieces)
+    assert caught.value.code == "StoreAway"
+    wait_for_memory(store)
+    assert len(read(store, "wal/1")) == 40 * MIB
+
+
+def wait_for_memory(store: S3Store) -> None:
+    """Everything is given back, as soon as what was on its way has ended."""
+    ended = threading.Event()
+    for _ in range(200):
+        if not store._downloads.memory.used:
+            return
+        ended.wait(0.05)
+    raise AssertionError("memory was kept")
+
+
+def test_a_server_that_is_gone(minio: S3Server) -> None:
+    store = open_store(replace(minio.where("nothing"), endpoint="http://127.0.0.1:9"), tries=2)
+    for call in (lambda: store.put("x", [b"x"]), lambda: read(store, "x"), lambda: names(store), store.check):
+        with pytest.raises(StoreError, match="it does not answer") as caught:
+            call()
+        assert (caught.value.code, caught.value.retry) == ("StoreAway", True)
+    store.close()
+
+
+@pytest.mark.parametrize("wrong", ["key", "secret"])
+def test_wrong_credentials(where: Bucket, direct: S3Store, wrong: str) -> None:
+    assert where.credentials
+    direct.put("wal/1", [b"x"])
+    change = {"key_id": "AKIAWRONGWRONGWRONG1"} if wrong == "key" else {"secret": "verysecretvalue" * 2}
+    store = open_store(where, credentials=replace(where.credentials, **change))
+    calls = (
+        lambda: store.put("wal/2", [noise(WHOLE)]),
+        lambda: store.put("wal/2", [noise(PARTS)]),
+        lambda: read(store, "wal/1"),
+        lambda: store.head("wal/1"),
+        lambda: names(store),
+        lambda: store.delete(["wal/1"]),
+        store.check,
+    )
+    for call in calls:
+        with pytest.raises(StoreError, match="refuses these credentials") as caught:
+            call()
+        assert (caught.value.code, caught.value.retry) == ("StoreDenied", False)
+        told = "".join(traceback.format_exception(caught.value))
+        assert "verysecret" not in told
+        assert "AKIAWRONG" not in told
+    assert read(direct, "wal/1") == b"x"
+    store.close()
+
+
+def test_no_credentials_at_all(where: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    store = open_store(where, credentials=None)
+    with pytest.raises(StoreError, match="no credentials") as caught:
+        names(store)
+    assert caught.value.code == "StoreDenied"
+    store.close()
+
+
+def test_credentials_of_the_environment(where: Bucket) -> None:
+    assert where.credentials
+    code = """
+import sys
+from backups.engine.stores.s3 import Bucket, S3Store
+store = S3Store("far", Bucket(sys.argv[1], sys.argv[2], prefix=sys.argv[3]))
+store.put("wal/1", [b"x"])
+print([each.name for each in store.listing()])
+"""
+    environment = os.environ | {
+        "PYTHONPATH": "platform:.",
+        "AWS_ACCESS_KEY_ID": where.credentials.key_id,
+        "AWS_SECRET_ACCESS_KEY": where.credentials.secret,
+    }
+    argv = [sys.executable, "-c", code, where.bucket, where.endpoint, where.prefix]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "['wal/1']\n"
+
+
+def test_nothing_shows_credentials(where: Bucket, direct: S3Store) -> None:
+    assert where.credentials
+    for shown in (repr(where), repr(direct), repr(direct._connection), repr(where.credentials), str(direct)):
+        assert where.credentials.key_id not in shown
+        assert where.credentials.secret not in shown
+
+
+def test_a_bucket_that_is_not_there(server: S3Server) -> None:
+    store = open_store(server.where("not-there"))
+    for call in (lambda: store.put("x", [b"x"]), lambda: store.put("x", [noise(PARTS)]), lambda: names(store)):
+        with pytest.raises(StoreError, match="the bucket is not there") as caught:
+            call()
+        assert (caught.value.code, caught.value.retry) == ("StoreMissing", False)
+    with pytest.raises(StoreError):
+        read(store, "x")
+    store.close()
+
+
+def test_a_clock_that_is_wrong(where: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(where)
+    wrong = datetime.now(UTC).replace(tzinfo=None) - timedelta(hours=2)
+    monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda **_: wrong)
+    with pytest.raises(StoreError, match="clock") as caught:
+        names(store)
+    assert (caught.value.code, caught.value.retry) == ("StoreDenied", False)
+    store.close()
+
+
+def test_a_full_server(store: S3Store, proxy: S3Faults, direct: S3Store) -> None:
+    with proxy.rule("PUT", status=507), pytest.raises(StoreError, match="it is full") as caught:
+        store.put("wal/1", [noise(PARTS)])
+    assert (caught.value.code, caught.value.retry) == ("StoreFull", False)
+    assert names(direct) == []
+
+
+def test_a_slow_server(where: Bucket, proxy: S3Faults, direct: S3Store) -> None:
+    """One that goes on sending is waited for: the time limit is for silence."""
+    store = open_store(where, endpoint=proxy.endpoint, tries=1, seconds=1)
+    direct.put("wal/1", [noise(3 * MIB)])
+    with proxy.rule(GET, pause=0.05):
+        assert read(store, "wal/1") == noise(3 * MIB)
+    store.close()
+
+
+def overwrite(where: Bucket, name: str, data: bytes) -> None:
+    """Do what only an administrator can."""
+    Connection(where, "raw").call("put_object", name=name, Body=data)
+
+
+def test_an_object_that_is_replaced_while_it_is_read(store: S3Store, proxy: S3Faults, where: Bucket) -> None:
+    store.put("wal/1", [noise(40 * MIB)])
+    pieces = store.get("wal/1")
+    next(pieces)
+    overwrite(where, "wal/1", noise(40 * MIB, 2))
+    with pytest.raises(StoreError, match="was replaced while it was read") as caught:
+        list(pieces)
+    assert caught.value.code == "StoreDamaged"
+
+
+def test_an_object_that_is_lost_while_it_is_read(store: S3Store, direct: S3Store) -> None:
+    store.put("wal/1", [noise(40 * MIB)])
+    pieces = store.get("wal/1")
+    next(pieces)
+    direct.delete(["wal/1"])
+    with pytest.raises(NoSuchObject):
+        list(pieces)
+
+
+def test_a_listing_tells_that_other_bytes_are_there(store: S3Store, where: Bucket) -> None:
+    """A server that was itself restored from an old copy, or somebody who wrote over an object."""
+    stored = store.put("wal/1", [noise(WHOLE)])
+    overwrite(where, "wal/1", noise(WHOLE, 2))
+    [listed] = store.listing()
+    assert listed.size == stored.size
+    assert listed.mark != stored.mark
+
+
+WRITER = """
+import os, sys, time
+from backups.engine.stores.connection import Bucket, Credentials
+from backups.engine.stores.s3 import S3Store
+_, bucket, endpoint, prefix = sys.argv
+known = Credentials(os.environ["KEY"], os.environ["SECRET"])
+def pieces():
+    for _ in range(30):
+        yield bytes(1 << 20)
+    print("half", flush=True)
+    time.sleep(300)
+S3Store("far", Bucket(bucket, endpoint, prefix=prefix, credentials=known)).put("points/1", pieces())
+"""
+
+
+def test_a_killed_writer_leaves_nothing_to_see_and_is_swept(where: Bucket, direct: S3Store) -> None:
+    assert where.credentials
+    environment = os.environ | {
+        "PYTHONPATH": "platform:.",
+        "KEY": where.credentials.key_id,
+        "SECRET": where.credentials.secret,
+    }
+    argv = [sys.executable, "-c", WRITER, where.bucket, where.endpoint, where.prefix]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, env=environment) as writer:
+        assert writer.stdout is not None
+        said = writer.stdout.readline()
+        writer.send_signal(signal.SIGKILL)
+    assert said == b"half\n"
+    assert names(direct) == []
+    assert len(unfinished(where, "points/1")) == 1
+    assert direct.sweep() == 0, "it could be a living writer's"
+    found = {each.what: each for each in direct.check()}["unfinished uploads"]
+    impatient = S3Store("far", where, stale=timedelta(seconds=-5))
+    if found.state == "off":
+        assert impatient.sweep() == 1
+        assert unfinished(where, "points/1") == []
+    else:
+        assert found.state == "unsupported", "MinIO lists none, removes them after a day, and we say so"
+    assert direct.put("points/1", [b"new"]).size == 3
+    impatient.close()
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    """Whoever vouches for a provider; its certificate is in `ca.pem`."""
+    made = Authority("a provider")
+    (tmp_path / "ca.pem").write_bytes(made.certificate)
+    return made
+
+
+def serving(authority: Authority, folder: Path, host: str) -> ssl.SSLContext:
+    pair = authority.issue("s3", hosts=(host,))
+    (folder / "s3.pem").write_bytes(pair.certificate + pair.key)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(folder / "s3.pem")
+    return context
+
+
+def test_tls_is_verified(minio: S3Server, authority: Authority, tmp_path: Path) -> None:
+    where, trust = minio.new_prefix(), tmp_path / "ca.pem"
+    with S3Faults(minio.endpoint, serving(authority, tmp_path, "127.0.0.1")) as proxy:
+        store = open_store(where, endpoint=proxy.endpoint, trust=trust)
+        store.put("wal/1", [noise(PARTS)])
+        assert read(store, "wal/1") == noise(PARTS)
+        store.close()
+        refused(open_store(where, endpoint=proxy.endpoint, tries=1))
+    with S3Faults(minio.endpoint, serving(authority, tmp_path, "s3.example.org")) as proxy:
+        refused(open_store(where, endpoint=proxy.endpoint, trust=trust, tries=1))
+
+
+def refused(store: S3Store) -> None:
+    with pytest.raises(StoreError, match="its certificate is not vouched for") as caught:
+        store.put("wal/2", [b"x"])
+    assert (caught.value.code, caught.value.retry) == ("StoreDenied", False)
+    store.close()
+
+
+@pytest.mark.parametrize("endpoint", ["http://192.0.2.1:9000", "http://s3.example.org", "ftp://127.0.0.1", "s3"])
+def test_nothing_goes_over_the_network_in_plain(endpoint: str) -> None:
+    with pytest.raises(StoreError, match="must be `https://host:port`") as caught:
+        S3Store("far", Bucket("bucket", endpoint, credentials=Credentials("a", "b")))
+    assert caught.value.code == "StoreMisused"
+
+
+@pytest.mark.parametrize("prefix", ["/a", "a/", "../a", "a b"])
+def test_a_prefix_that_can_not_be(prefix: str) -> None:
+    with pytest.raises(StoreError):
+        S3Store("far", Bucket("bucket", prefix=prefix))
+
+
+def test_what_a_person_is_told(store: S3Store, proxy: S3Faults) -> None:
+    with proxy.rule("PUT", status=403), pytest.raises(StoreError) as caught:
+        store.put("x", [b"x"])
+    assert re.fullmatch(
+        r"The store far \(bucket \S+\) could not be written: the store refuses these credentials \(AccessDenied\)\. "
+        r"Correct them, or what they are allowed to do\.",
+        str(caught.value),
+    )
