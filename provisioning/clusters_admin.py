@@ -21,6 +21,7 @@ from provisioning.providers.kubernetes.place import ROUTE
 from tenants.errors import Refused
 
 WORDS = {"good": "In order", "warn": "Look at this", "missing": "Missing"}
+NUMBERS = {"database_port": 5432, "network_prefix": 24}
 IDENTITY = ("code", "name", "base_domain")
 
 
@@ -61,6 +62,8 @@ class ClusterForm(forms.ModelForm):  # type: ignore[type-arg]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.fields["route"].initial = ROUTE
+        for name in NUMBERS:
+            self.fields[name].required = False
         if self.instance.region_id is not None:
             for name in IDENTITY:
                 del self.fields[name]
@@ -76,6 +79,8 @@ class ClusterForm(forms.ModelForm):  # type: ignore[type-arg]
             self.add_error("kubeconfig", "Give a kubeconfig, or choose the account of Hearth's pod.")
         if adding and Region.objects.filter(code=found["code"]).exists():
             self.add_error("code", f"There is a region “{found['code']}” already. Choose another code.")
+        for name, usual in NUMBERS.items():
+            found[name] = usual if found[name] is None else found[name]
         columns = {key: found[key] for key in clusters.COLUMNS}
         try:
             clusters.look(columns, given)

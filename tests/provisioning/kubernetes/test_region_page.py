@@ -51,13 +51,17 @@ def form(cluster: TestCluster) -> dict[str, Any]:
         "s3_bucket": "hearth-media",
         "s3_access_key": "AKEXAMPLE",
         "s3_secret_key": "an-s3-secret",
+        "database_host": "db.example",
+        "database_user": "keeper",
+        "database_password": "a-database-secret",
+        "network_range": "10.64.0.0/12",
         "overlay": "{}",
     }
 
 
 def secret_words(kubeconfig: str) -> list[str]:
     user = yaml.safe_load(kubeconfig)["users"][0]["user"]
-    return ["an-s3-secret", *[str(value)[:60] for value in user.values()]]
+    return ["an-s3-secret", "a-database-secret", *[str(value)[:60] for value in user.values()]]
 
 
 def change_page(cluster: Cluster) -> str:
@@ -71,6 +75,7 @@ def test_it_works(staff: Client, form: dict[str, Any]) -> None:
     made = Cluster.objects.get()
     assert (made.region.code, made.region.open, made.region.provider) == ("north", False, "kubernetes")
     assert made.kubeconfig == form["kubeconfig"].strip()
+    assert (made.database_port, made.network_prefix) == (5432, 24)
     words = secret_words(form["kubeconfig"])
     for path in (change_page(made), reverse(LIST), reverse("admin:audit_auditevent_changelist")):
         page = staff.get(path, follow=True).content.decode()
@@ -78,18 +83,19 @@ def test_it_works(staff: Client, form: dict[str, Any]) -> None:
     events = str(list(AuditEvent.objects.values_list("verb", "before", "after")))
     assert "region.create" in events
     assert not [word for word in words if word in events]
-    stored = str(list(Cluster.objects.values_list("kubeconfig", "s3_secret_key")))
+    stored = str(list(Cluster.objects.values_list("kubeconfig", "s3_secret_key", "database_password")))
     assert not [word for word in words if word in stored]
 
 
 def test_what_is_left_empty_stays(staff: Client, form: dict[str, Any]) -> None:
     staff.post(reverse(ADD), form)
     made = Cluster.objects.get()
-    later = {**form, "kubeconfig": "", "s3_secret_key": "", "issuer": ""}
+    later = {**form, "kubeconfig": "", "s3_secret_key": "", "database_password": "", "issuer": ""}
     answer = staff.post(change_page(made), later)
     assert answer.status_code == 302, answer.context["adminform"].form.errors
     changed = Cluster.objects.get()
     assert (changed.kubeconfig, changed.s3_secret_key) == (form["kubeconfig"].strip(), "an-s3-secret")
+    assert changed.database_password == "a-database-secret"
     assert (changed.issuer, changed.revision) == ("", 2)
     staff.post(change_page(made), {**later, "in_cluster": "on"})
     assert Cluster.objects.get().kubeconfig is None
@@ -109,6 +115,14 @@ def test_what_is_left_empty_stays(staff: Client, form: dict[str, Any]) -> None:
         ({"route": "http://synapse"}, "must have {namespace} in it"),
         ({"synapse_image": "images.example/synapse"}, "must have {version} in it"),
         ({"s3_bucket": ""}, "S3 needs an endpoint and a bucket"),
+        ({"database_user": ""}, "PostgreSQL needs a user"),
+        ({"database_authority": "no certificate"}, "no certificate in PEM"),
+        ({"database_ranges": "10.9.0.0/24, x"}, "“x” is no range"),
+        ({"database_port": "70000"}, "less than or equal to 65535"),
+        ({"network_range": "8.8.0.0/16"}, "must be private"),
+        ({"network_range": "somewhere"}, "no range of addresses"),
+        ({"network_prefix": "29"}, "less than or equal to 27"),
+        ({"prometheus": "prometheus:9090"}, "http or https address"),
         ({"overlay": "[1]"}, "must be a JSON object"),
     ],
 )
@@ -127,8 +141,9 @@ def test_storage_stays_while_servers_are_there(
     staff.post(reverse(ADD), form)
     made = Cluster.objects.get()
     make_server(region="north")
-    answer = staff.post(change_page(made), {**form, "s3_bucket": "another"})
-    assert "their data lies there" in str(answer.context["adminform"].form.errors)
+    for moved in ({"s3_bucket": "another"}, {"database_host": "other.example"}, {"network_prefix": "25"}):
+        answer = staff.post(change_page(made), form | moved)
+        assert "their data lies there" in str(answer.context["adminform"].form.errors)
     assert Cluster.objects.get().s3_bucket == "hearth-media"
 
 
