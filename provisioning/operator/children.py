@@ -203,5 +203,8 @@ BUILT_IN = {"", "apps", "networking.k8s.io", "policy", "autoscaling"}
 KEEPS = {"PersistentVolumeClaim", "Cluster"}
 """Hold data. They are never pruned: only when the MatrixServer itself is deleted do they go with it."""
 
+ALWAYS = {Place("StatefulSet", "synapse-main"), Place("NetworkPolicy", "default-deny")}
+"""What every server has. Documents without them are no server's: to carry them out would take down what runs."""
+
 ORDER = {name: place for place, name in enumerate(KINDS)}
 """What others need comes first: accounts, configuration and volumes before the processes that mount them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from provisioning.operator.kube.errors import ApiError
+from provisioning.operator.kube.errors import MALFORMED, ApiError
 from provisioning.operator.observed import Fault
 from provisioning.operator.render import RenderError
 
@@ -19,7 +19,7 @@ def of_api_error(error: ApiError) -> Fault:
         return Fault("Forbidden", f"The operator is not permitted to do this. Nothing was changed: {text}")
     if error.status == 404:
         return Fault("KindMissing", f"The cluster lacks what this needs; install its definition: {text}")
-    if error.status in {400, 422}:
+    if error.status in {400, 422} or MALFORMED in text:
         return Fault("Refused", f"The cluster refused it. What was there before goes on running: {text}")
     return Fault("NotWritten", f"It could not be written and is tried again: {text}")
 

@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from provisioning.operator import arrangement
-from provisioning.operator.children import KINDS, Place
+from provisioning.operator.children import ALWAYS, KINDS, Place
 from provisioning.operator.differences import Wanted, Write
 from provisioning.operator.kube.fingerprint import Shapes
 from provisioning.operator.ownership import Owner, body, own, stamp
@@ -175,6 +175,10 @@ class Rendering:
         wanted = await self.fetch(owner, asked, places, bodies)
         before = known.before if known else frozenset()
         fresh = Known(plan, tuple(Wanted(places.get(digest) or place, digest) for digest, place in wanted), before)
+        if missing := ALWAYS - {each.place for each in fresh.wanted}:
+            raise RenderError(
+                f"the chart makes no {' and no '.join(map(str, sorted(missing)))}, which every server has"
+            )
         self._known[owner.namespace] = fresh
         rendered = Rendered(self, owner, asked, fresh)
         rendered.bodies = bodies

@@ -6,6 +6,9 @@ from typing import Any
 
 import orjson
 
+MALFORMED = "failed to create typed patch object"
+"""How the API server refuses, with status 500, an apply with a value of the wrong type."""
+
 
 class ApiError(Exception):
     """An answer that is not a success. `status` is the HTTP status, 0 when there was no answer at all."""
@@ -24,6 +27,8 @@ class ApiError(Exception):
     @property
     def passing(self) -> bool:
         """Whether the same request may well be answered a moment later."""
+        if MALFORMED in self.message:
+            return False
         # A quota that was just made allows nothing until it has been counted.
         uncounted = self.status == 403 and "status unknown for quota" in self.message
         return uncounted or self.status in {0, 401, 429, 500, 502, 503, 504}
