@@ -25,8 +25,8 @@ class Faults:
         self._found: dict[str, Fault] = {}
         self._lock = threading.Lock()
 
-    def set(self, part: str, code: str, text: str) -> None:
-        """Something is wrong with `part`."""
+    def set(self, part: str, code: str, text: str) -> bool:
+        """Something is wrong with `part`. True if that is news."""
         with self._lock:
             before = self._found.get(part)
             same = before is not None and before.code == code
@@ -34,6 +34,7 @@ class Faults:
             self._found[part] = Fault(code, text[:LONGEST_TEXT], since)
         if not same:
             self._progress.say("trouble", part=part, code=code, text=text[:LONGEST_TEXT])
+        return not same
 
     def clear(self, part: str) -> None:
         """`part` works."""
@@ -88,9 +89,8 @@ class Loop:
         code = getattr(error, "code", None)
         if not isinstance(code, str):
             code = "DiskFault" if isinstance(error, OSError) else UNKNOWN
-        if code == UNKNOWN:
+        if self._faults.set(self.name, code, str(error) or type(error).__name__) and code == UNKNOWN:
             traceback.print_exc(file=sys.stderr)
-        self._faults.set(self.name, code, str(error) or type(error).__name__)
 
     def _pause(self, seconds: float) -> None:
         end = time.monotonic() + seconds

@@ -92,6 +92,7 @@ class Writer(threading.Thread):
 def engine(bench: Bench) -> Iterator[Engine]:
     bench.cluster.value("CREATE TABLE message (id int PRIMARY KEY, body text)")
     engine = Engine(bench)
+    bench.keys = engine.keys  # type: ignore[assignment]
     try:
         engine.start()
         yield engine
