@@ -3,7 +3,8 @@
 In each round the same number of servers is made three ways: their objects applied as fast as 16 requests in flight can
 (the raw limit), by the operator, and (fewer) by `helm upgrade --install` of the same chart. Nodes and pods are kwok's;
 what a homeserver would answer comes from a declared stand-in (`tests/operator/homeservers.py`), other software's
-controllers are played by `tests/cluster/stand_ins.py`. SERVERS, UPDATES and STEADY (seconds) make it smaller.
+controllers are played by `tests/cluster/stand_ins.py`. SERVERS, UPDATES, STEADY (seconds) and ROUNDS make it smaller;
+their defaults are what the goals are for. After LIMIT seconds no more updates are made; `updates` says how many were.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import uvloop
 
 from provisioning.operator.children import KINDS, Place
 from provisioning.operator.kube.client import Client
-from provisioning.operator.ownership import SELECTOR
+from provisioning.operator.ownership import DIGEST, SELECTOR, stamp
 from provisioning.operator.render import Helper
 from provisioning.operator.rendering import place_of
 from provisioning.operator.settings import CHART
@@ -39,11 +40,14 @@ SERVERS = int(os.environ.get("SERVERS", "500"))
 UPDATES = int(os.environ.get("UPDATES", "10000"))
 STEADY = float(os.environ.get("STEADY", "600"))
 ROUNDS = int(os.environ.get("ROUNDS", "5"))
+LIMIT = float(os.environ.get("LIMIT", "2700"))
+ENDING = 180.0  # seconds that are left for what comes after the updates
 BY_HELM = 4  # servers in a round: Helm is slow
 ONE_BY_ONE = min(100, SERVERS)
 IN_FLIGHT = 16
 WRITES, READS = ("patch", "create", "delete"), ("get", "list")
 Objects = list[tuple[Place, bytes]]
+NOBODY = "hearth-00000000-0000-0000-0000-000000000000"
 NEW = 'hearth_operator_applied_total{cause="new"}'
 TOUCHED = ("ConfigMap", "StatefulSet")
 """What a change of a limit reaches."""
@@ -61,11 +65,14 @@ def requests(numbers: dict[str, float], verbs: Iterable[str]) -> int:
 async def documents(renderer: Helper, name: str, whole: dict[str, Any]) -> Objects:
     """Return a server's objects as the chart makes them, ready to be sent."""
     server = {"name": "synapse", "namespace": name, "uid": "", "organisation": whole["organisation"]}
-    found = [each.found for each in await renderer.render(name, {"server": server, "spec": whole}) if each.found]
-    return [
-        (place_of(each, name), json.dumps({**each, "metadata": {**each["metadata"], "namespace": name}}).encode())
-        for each in found
-    ]
+    found = []
+    for each in await renderer.render(name, {"server": server, "spec": whole}):
+        if each.found:
+            # As large as the operator's own, with what it notes on each, but for the owner.
+            metadata = {**each.found["metadata"], "namespace": name, "annotations": {
+                **(each.found["metadata"].get("annotations") or {}), DIGEST: stamp(each.digest)}}  # fmt: skip
+            found.append((place_of(each.found, name), json.dumps({**each.found, "metadata": metadata}).encode()))
+    return found
 
 
 async def raw(client: Client, names: list[str], objects: list[Objects]) -> float:
@@ -115,45 +122,66 @@ class Bench:
         self.cluster, self.operator, self.fleet, self.renderer, self.folder = cluster, operator, fleet, renderer, folder
         self.names: list[str] = []
         self.found: dict[str, Any] = {"servers": SERVERS}
-        self.rss: list[float] = []
+        self.begun = time.monotonic()
 
     async def rounds(self) -> None:
-        """Make the fleet, a part in each round, three ways."""
+        """Make the fleet, a part in each round, three ways; which of the first two goes first takes turns."""
         rates: dict[str, list[float]] = {"raw": [], "operator": [], "helm": []}
+        cost: dict[str, list[float]] = {"raw": [], "operator": []}
         ready: list[float] = []
         whole = await defaulted(self.fleet, 0)
-        each = SERVERS // ROUNDS
+        count = len(await documents(self.renderer, NOBODY, whole))
         for number in range(ROUNDS):
-            names = await self.fleet.make_namespaces(each)
-            objects = [await documents(self.renderer, name, whole) for name in names]
-            rates["raw"].append(await raw(self.fleet.client, names, objects))
-            await self.calm()
-            rate, seconds = await self.by_operator(each, len(objects[0]))
-            rates["operator"].append(rate)
-            ready.append(seconds)
-            await self.calm()
-            names = await self.fleet.make_namespaces(BY_HELM)
-            server = {"name": "synapse", "uid": "", "organisation": whole["organisation"]}
-            values = [{"server": {**server, "namespace": name}, "spec": whole} for name in names]
-            count = len(objects[0]) * BY_HELM
-            kubeconfig = self.cluster.kubeconfig
-            rates["helm"].append(await asyncio.to_thread(by_helm, kubeconfig, self.folder, names, values, count))
+            for way in ("raw", "operator") if number % 2 == 0 else ("operator", "raw"):
+                names = await self.fleet.make_namespaces(SERVERS // ROUNDS)
+                objects = [await documents(self.renderer, name, whole) for name in names] if way == "raw" else []
+                before = self.processor()
+                if way == "raw":
+                    rates[way].append(await raw(self.fleet.client, names, objects))
+                else:
+                    rate, seconds = await self.by_operator(names, count)
+                    rates[way].append(rate)
+                    ready.append(seconds)
+                await self.calm()
+                cost[way].append((self.processor() - before) / (len(names) * count))
+            rates["helm"].append(await self.by_helm(whole, count))
             await self.calm()
             say(f"round {number + 1}: " + ", ".join(f"{key} {found[-1]:.0f}/s" for key, found in rates.items()))
-        middle = {key: statistics.median(found) for key, found in rates.items()}
+        self.found |= {"objects_per_server": count, "all_ready_s": round(max(ready), 2)}
+        self.compared(rates, cost)
+
+    def compared(self, rates: dict[str, list[float]], cost: dict[str, list[float]]) -> None:
+        """Take note of the rates: of each round's ratio the middle one, because the machine's load changes."""
+        for key, name in {"operator": "objects_per_s", "raw": "raw_per_s", "helm": "helm_per_s"}.items():
+            self.found[name] = round(statistics.median(rates[key]), 1)
+        for key in ("raw", "helm"):
+            ratios = [ours / other for ours, other in zip(rates["operator"], rates[key], strict=True)]
+            self.found[f"over_{key}"] = round(statistics.median(ratios), 3)
+        ratios = [other / ours for ours, other in zip(cost["operator"], cost["raw"], strict=True)]
         self.found |= {
-            "objects_per_server": len(objects[0]),
-            "objects_per_s": round(middle["operator"], 1),
-            "raw_per_s": round(middle["raw"], 1),
-            "helm_per_s": round(middle["helm"], 1),
-            "over_raw": round(middle["operator"] / middle["raw"], 3),
-            "over_helm": round(middle["operator"] / middle["helm"], 2),
-            "all_ready_s": round(max(ready), 2),
+            "over_raw_by_processor": round(statistics.median(ratios), 3),
+            "raw_cpu_ms_per_object": round(1000 * statistics.median(cost["raw"]), 2),
+            "operator_cpu_ms_per_object": round(1000 * statistics.median(cost["operator"]), 2),
         }
 
-    async def by_operator(self, count: int, each: int) -> tuple[float, float]:
+    def processor(self) -> float:
+        """Return the CPU seconds that the cluster, the operator, its helper and this process have used."""
+        found = [psutil.Process(each.pid) for each in self.cluster.processes.values()]
+        own = psutil.Process(self.operator.pid)
+        times = [each.cpu_times() for each in [*found, own, *own.children(), psutil.Process()]]
+        return sum(each.user + each.system for each in times)
+
+    async def by_helm(self, whole: dict[str, Any], each: int) -> float:
+        """Install a few servers with Helm; return objects per second."""
+        names = await self.fleet.make_namespaces(BY_HELM)
+        server = {"name": "synapse", "uid": "", "organisation": whole["organisation"]}
+        values = [{"server": {**server, "namespace": name}, "spec": whole} for name in names]
+        kubeconfig = self.cluster.kubeconfig
+        return await asyncio.to_thread(by_helm, kubeconfig, self.folder, names, values, each * BY_HELM)
+
+    async def by_operator(self, names: list[str], each: int) -> tuple[float, float]:
         """Make servers; return children per second, from the first server's making on, and seconds to all Ready."""
-        names = await self.fleet.make_namespaces(count)
+        count = len(names)
         before = self.operator.numbers()
         begun, wall = time.perf_counter(), time.time()
         making = asyncio.create_task(self.fleet.make_servers(names))
@@ -211,6 +239,8 @@ class Bench:
         before = self.memory()
         done = 0
         for number in range(max(1, UPDATES // len(self.names))):
+            if time.monotonic() - self.begun > LIMIT - ENDING:
+                break
             await asyncio.gather(*(self.fleet.change(name, 1000 + number) for name in self.names))
             await self.fleet.quiet(seconds=1)
             done += len(self.names)
@@ -288,7 +318,8 @@ async def main() -> None:
             for step in (bench.rounds, bench.changes, bench.steady, bench.updates, bench.restart):
                 begun = time.perf_counter()
                 await step()
-                say(f"{step.__name__}: {time.perf_counter() - begun:.0f} s, {bench.memory()[0]:.0f} MB")
+                took = bench.found[f"{step.__name__}_took_s"] = round(time.perf_counter() - begun)
+                say(f"{step.__name__}: {took} s, {bench.memory()[0]:.0f} MB")
             await renderer.close()
         say(json.dumps(bench.found))
 
