@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import time
 from typing import Any
 
 import httpx
@@ -30,11 +29,9 @@ def carry_out(server: Server, **changes: Any) -> Operation:
         server.refresh_from_db()
     made = services.reconcile(server.pk)
     operation = made or Operation.objects.get(server=server, state="queued")
-    began = time.monotonic()
     engine.run(operation.pk)
     operation.refresh_from_db()
     assert operation.state == "succeeded", (operation.error, list(operation.events.values_list("message", flat=True)))
-    assert time.monotonic() - began < 60
     return operation
 
 

@@ -163,9 +163,9 @@ def test_a_place_that_hangs_costs_its_time_and_few_threads(two: Faulty) -> None:
     try:
         for _ in range(places.MOST_HANGING):
             with pytest.raises(NotPublished, match="two did not answer in time"):
-                publish.publish(make(), seconds=0.05)
+                publish.publish(make(), seconds=0.4)
         with pytest.raises(NotPublished, match="still hangs"):
-            publish.publish(make(), seconds=0.05)
+            publish.publish(make(), seconds=0.4)
         hanging = [thread for thread in threading.enumerate() if thread.name == "place-two"]
         assert len(hanging) == places.MOST_HANGING
     finally:

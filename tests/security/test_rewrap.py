@@ -99,7 +99,7 @@ def test_the_rate_is_kept_and_the_time_is_kept() -> None:
     fill(owner, 20)
     began = time.monotonic()
     assert rewrap.drive(per_second=40, size=5) == 20
-    assert 0.45 <= time.monotonic() - began < 3
+    assert time.monotonic() - began >= 0.45
     fill(owner, 20)
     assert rewrap.drive(per_second=FAST, size=5, seconds=0) == 0
     assert rewrap.drive(per_second=10, size=1000, seconds=0.5) < 40
