@@ -9,11 +9,13 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 import urllib3
 from kubernetes import client as library
-from kubernetes.config import ConfigException, load_incluster_config, new_client_from_config_dict
+from kubernetes.config import ConfigException, new_client_from_config_dict
+from kubernetes.config.incluster_config import SERVICE_CERT_FILENAME, SERVICE_TOKEN_FILENAME, InClusterConfigLoader
 
 from provisioning.providers.base import ProviderError
 from provisioning.providers.kubernetes.kubeconfig import KubeconfigRefused, read
@@ -43,8 +45,12 @@ class Refused(ProviderError):
 class Client:
     """One cluster, as one user. May be used from many threads."""
 
-    def __init__(self, api: library.ApiClient, *, patience: float | None = None) -> None:
+    def __init__(
+        self, api: library.ApiClient, *, patience: float | None = None, renew: Callable[[], None] | None = None
+    ) -> None:
+        """`renew` lets the credentials be read again before the next request."""
         self._api: Any = api  # half of the library has no types
+        self._renew = renew
         self._patience = PATIENCE if patience is None else patience
 
     def close(self) -> None:
@@ -107,16 +113,21 @@ class Client:
     ) -> Object:
         """Return the answer, or raise `ProviderError`. Nothing of the body is ever in the error."""
         end, wait = time.monotonic() + (self._patience if patience is None else patience), 0.2
+        renewed = False
         while True:
             try:
                 headers = {"Accept": accept} | ({"Content-Type": kind} if body is not None else {})
                 status, answered, text = self._once(method, path, body, headers, query or {})
-            except (library.ApiException, urllib3.exceptions.HTTPError, OSError) as error:
+            except (library.ApiException, urllib3.exceptions.HTTPError, OSError, ConfigException) as error:
                 if time.monotonic() + wait > end:
                     raise _unreachable(error) from None
             else:
                 if status < 400:
                     return _understood(text)
+                if status == 401 and self._renew is not None and not renewed:
+                    renewed = True  # once: the one in the file may be newer than the one that was just sent
+                    self._renew()
+                    continue
                 said = _message(text)
                 if not _passes(status, said) or time.monotonic() + wait > end:
                     raise explained(status, said)
@@ -146,8 +157,7 @@ def connect(kubeconfig: str | None) -> Client:
     try:
         # Neither function that loads has types.
         if kubeconfig is None:
-            load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
-            return Client(library.ApiClient(configuration))
+            return _of_the_pod(configuration)
         found = read(kubeconfig)
         api = new_client_from_config_dict(found, persist_config=False, client_configuration=configuration)  # type: ignore[no-untyped-call]
         return Client(api)
@@ -158,6 +168,18 @@ def connect(kubeconfig: str | None) -> Client:
             code="RegionCredentials",
             retry=False,
         ) from None
+
+
+def _of_the_pod(configuration: Any) -> Client:
+    """Return a client by the pod's own account. The kubelet writes a new token long before the old one ends."""
+    # Nothing of this class has types. It reads the token's file again each minute.
+    account: Any = InClusterConfigLoader(SERVICE_TOKEN_FILENAME, SERVICE_CERT_FILENAME)  # type: ignore[no-untyped-call]
+    account.load_and_set(configuration)
+
+    def renew() -> None:
+        account.token_expires_at = datetime.min  # noqa: DTZ901 (the library compares it with a local time)
+
+    return Client(library.ApiClient(configuration), renew=renew)
 
 
 def _passes(status: int, said: Mapping[str, Any]) -> bool:
@@ -249,6 +271,11 @@ def _asked(headers: Mapping[str, str]) -> float:
 
 
 def _unreachable(error: Exception) -> ProviderError:
+    if isinstance(error, ConfigException):
+        return ProviderError(
+            f"Hearth can't read the account of its own pod ({error}). {SAFE} Hearth keeps trying.",
+            code="RegionCredentials",
+        )
     reason = getattr(error, "reason", None)
     # What it could not even send the library tells by an exception of its own, with the kind in its text.
     kind = (
