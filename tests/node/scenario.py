@@ -29,7 +29,7 @@ from tests.node.operator_pods import NAMESPACE, Operator
 from tests.node.people import Person
 from tests.node.versions import NEW, OLD
 from tests.node.volumes import CLASS
-from tests.operator.servers import STATEFUL, Server
+from tests.operator.servers import SERVER, STATEFUL, Server
 from tests.stack import Stack, alive
 
 LIMIT = 420.0
@@ -174,13 +174,14 @@ class Scenario:
 
     def delete(self) -> None:
         """Nothing is left: no pod, no volume, no folder, no container."""
+        assert self.node.containers(self.namespace)
         self.alice.delete()
         self.alice.wait_for_end(self.alice.server, LIMIT)
         api, folders = self.node.api, self.node.folder / "volumes"
         assert api.get("v1", "Namespace", self.namespace) is None
         api.wait("end of its volumes", lambda: not api.list("v1", "PersistentVolume"), seconds=LIMIT)
         api.wait("end of their folders", lambda: not list(folders.iterdir()), seconds=LIMIT)
-        api.wait("end of its containers", lambda: self.node.containers() == {"manager", "operator"}, seconds=LIMIT)
+        api.wait("end of its containers", lambda: not self.node.containers(self.namespace), seconds=LIMIT)
 
     def end(self) -> None:
         """Stop Hearth as Ctrl-C does."""
@@ -235,7 +236,8 @@ class Scenario:
             yield
         except BaseException:
             say(f"{name} FAILED after {time.monotonic() - began:.0f} s")
-            self.tell()
+            with contextlib.suppress(Exception):  # the fault itself is what must be seen
+                self.tell()
             raise
         self.seconds[name] = round(time.monotonic() - began, 1)
         say(f"{name}: {self.seconds[name]} s")
@@ -253,8 +255,8 @@ class Scenario:
             for line in (*self.node.pods(namespace), *self.node.events(namespace)[-40:]):
                 say(f"  {line}")
             say(self.node.log(namespace, "", 25))
-        if hasattr(self, "server"):
-            say(json.dumps(self.server.status(), indent=1))
+        for each in self.node.api.list(*SERVER):
+            say(json.dumps(each.get("status"), indent=1))
 
 
 def _get(url: str) -> httpx.Response | None:
