@@ -11,6 +11,7 @@
     media/<run>/index                       which media files there are: what changed since the run before, or all
     media/<run>/known                       with an index of all: which contents are stored where, for the engine alone
     media/<run>/<number>                    the contents of media files, many small ones in one object
+    expiry/<id>                             what expiry found unneeded, and removes a day later
 
 A **line** is an uninterrupted history of one database: what one replication slot has given without a gap. Its ids,
 those of points, moments and runs begin with their UTC time, so a listing is in order of time.
@@ -23,6 +24,8 @@ import re
 from datetime import UTC, datetime
 
 POINTS = "points/"
+PARTS = "points-of/"
+EXPIRY = "expiry/"
 LINES = "lines/"
 MEDIA = "media/"
 MEDIA_RUNS = "media-runs/"
@@ -50,11 +53,11 @@ def point(identity: str) -> str:
 
 
 def base(identity: str) -> str:
-    return f"points-of/{identity}/base.tar.zst"
+    return f"{PARTS}{identity}/base.tar.zst"
 
 
 def configuration(identity: str) -> str:
-    return f"points-of/{identity}/configuration.tar.zst"
+    return f"{PARTS}{identity}/configuration.tar.zst"
 
 
 def wal(line: str, segment: str, begin: int = 0, end: int = SEGMENT_SIZE) -> str:

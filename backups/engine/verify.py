@@ -135,14 +135,19 @@ def needed(catalogue: Catalogue, point: Point) -> set[str]:
 
 def media_of(catalogue: Catalogue, ref: Ref | None) -> set[str]:
     """Return the names of all objects of a media index: manifests, indexes, contents; also of one that is missing."""
+    return media_below(catalogue, ref.name) if ref is not None else set()
+
+
+def media_below(catalogue: Catalogue, name: str) -> set[str]:
+    """Return the same for the name of a media run's manifest."""
     found = set[str]()
-    while ref is not None and ref.name not in found:
-        found.add(ref.name)
-        run = catalogue.runs.get(ref.name.rsplit("/", 1)[-1])
+    while name and name not in found:
+        found.add(name)
+        run = catalogue.runs.get(name.rsplit("/", 1)[-1])
         if run is None:
             break
         found |= {each.name for each in run.refs()}
-        ref = run.previous if run.chain else None
+        name = run.previous.name if run.chain and run.previous else ""
     return found
 
 
