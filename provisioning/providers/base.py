@@ -61,6 +61,9 @@ class ServerSpec:
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     """`signing_key` (one line in Synapse's format), `macaroon`, `registration`, `form`, `database`, `jwt`, and for
     servers of several processes `replication` and `redis`."""
+    backup: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """What backs it up; empty: nothing. `module` is run as `python -m <module> agent <settings.json>`, `settings` is
+    JSON to which the provider adds where things are, `files` are put beside it: name to content in base64."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class Observation:
     internal_address: str = ""
     """Where its agent believes that Hearth listens; empty when it was never told, or needs no telling."""
     details: Mapping[str, Any] = field(default_factory=dict)
+    """What one provider alone knows. `backup` is how the process is that backs it up, where there is one."""
 
 
 class Provider(Protocol):

@@ -33,6 +33,11 @@ SMALL: Mapping[str, str] = {
     "max_parallel_workers": "0",
     "autovacuum_max_workers": "1",
     "io_method": "sync",
+    # Backups: one slot and its stream, and a base backup's. A slot that nobody reads must not fill the disk.
+    "wal_level": "replica",
+    "max_wal_senders": "6",
+    "max_replication_slots": "4",
+    "max_slot_wal_keep_size": "2GB",
     "jit": "off",
 }
 

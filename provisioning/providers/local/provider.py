@@ -108,7 +108,8 @@ def _peer(connection: socket.socket) -> int:
 
 def _plain(spec: ServerSpec) -> dict[str, Any]:
     return {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)} | {
-        "secrets": dict(spec.secrets)
+        "secrets": dict(spec.secrets),
+        "backup": dict(spec.backup),
     }
 
 

@@ -39,6 +39,8 @@ class UnitFile:
     suspended: bool = False
     key_id: str = ""
     public_key: str = ""
+    backup_password: str = ""
+    """Of the role with which it is backed up; made when that begins."""
     crashes: int = 0
 
     def save(self, folder: Path) -> None:
@@ -61,10 +63,15 @@ def load_units(servers: Path) -> Iterator[UnitFile]:
 
 def write(path: Path, text: str, *, mode: int = 0o600, gid: int | None = None) -> None:
     """Replace a file as a whole, durably, with that mode and group from its first moment in place."""
+    write_bytes(path, text.encode(), mode=mode, gid=gid)
+
+
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o600, gid: int | None = None) -> None:
+    """As `write`, for what is no text."""
     number, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(number, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(number, "wb") as file:
+            file.write(data)
             if gid is not None:
                 os.fchown(file.fileno(), -1, gid)
             os.fchmod(file.fileno(), mode)

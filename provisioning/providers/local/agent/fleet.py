@@ -275,7 +275,12 @@ class Fleet:
             cpu_seconds=used.cpu_seconds,
             disk_bytes=disk_bytes,
             media_bytes=media_bytes,
-            details={"uid": unit.uid, "synapse_pid": server.synapse.pid, "postgres_pid": server.postgres.pid},
+            details={
+                "uid": unit.uid,
+                "synapse_pid": server.synapse.pid,
+                "postgres_pid": server.postgres.pid,
+                "backup": server.backup.observed,
+            },
         )
 
     async def _measure_use(self) -> None:

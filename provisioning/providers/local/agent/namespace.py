@@ -28,7 +28,8 @@ def show(folders: Mapping[str, Path], *, keep: tuple[Path, ...] = ()) -> dict[st
     libc = ctypes.CDLL(None, use_errno=True)
     if not free or libc.unshare(CLONE_NEWNS) != 0:
         return None
-    base = free[0]
+    # One that is empty, if there is: a disk for backups may be mounted below another.
+    base = next((place for place in free if not any(place.iterdir())), free[0])
     try:
         # Mounts made outside later still come in; ours never go out.
         _mount(libc, Path("none"), Path("/"), MS_REC | MS_SLAVE)

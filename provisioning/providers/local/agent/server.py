@@ -9,6 +9,7 @@ import time
 from provisioning.providers.base import Progress, ProviderError, ServerSpec
 from provisioning.providers.local import environments, postgres
 from provisioning.providers.local.agent import probe
+from provisioning.providers.local.agent.backup import Backup
 from provisioning.providers.local.agent.database import SUPERUSER, ensure_database
 from provisioning.providers.local.agent.files import UnitFile
 from provisioning.providers.local.agent.folder import Folder
@@ -45,6 +46,7 @@ class ManagedServer:
         self._warm_end: asyncio.TimerHandle | None = None
         self._warm_stop: asyncio.Task[None] | None = None
         self._watch = Watch(self)
+        self.backup = Backup(self.folder)
         self.postgres = Unit(self.folder.postgres_command(), on_exit=self._count, before_start=self._before_postgres)
         self.version = unit.version
         """The Synapse version of the process, which lags behind the unit file's between configure and start."""
@@ -76,6 +78,8 @@ class ManagedServer:
         self.folder.make()
         if self.folder.configure(spec):
             progress("Wrote the configuration.")
+        if self.backup.configure(spec.backup):
+            progress("Wrote down what backs it up." if spec.backup else "It is not backed up any more.")
         self.unit.version, self.unit.suspended, self.unit.configured = spec.version, spec.suspended, True
         self.folder.save()
 
@@ -113,6 +117,7 @@ class ManagedServer:
             await self._release()
         await asyncio.gather(self.postgres.start(), self.synapse.start())
         self._watch.start()
+        await self.backup.apply()
 
     async def settled(self, seconds: float) -> None:
         """Wait until it answers, need not run, or stays down for a reason; `seconds` at most."""
@@ -123,8 +128,8 @@ class ManagedServer:
                 return
 
     async def stop(self) -> None:
-        """Stop Synapse, then its database."""
-        await self._stop_synapse()
+        """Stop Synapse and what backs it up, then its database."""
+        await asyncio.gather(self._stop_synapse(), self.backup.stop())
         await self.postgres.stop()
 
     @property
