@@ -20,7 +20,7 @@ from backups.engine.database.postgres import Postgres
 from backups.engine.database.stream import Stream
 from backups.engine.faults import Faults, Loop
 from backups.engine.hearth import Answer, Caller, LineReport, Order, OrderReport, Report, sync
-from backups.engine.keys import Keys
+from backups.engine.keys import HearthAwayError, Keys
 from backups.engine.media.build import open_media
 from backups.engine.moments import Moments
 from backups.engine.objects import KeyService, Vault
@@ -30,8 +30,9 @@ from backups.engine.settings import Settings
 from backups.engine.state import Memory
 from backups.engine.stores.base import Store
 from backups.engine.work import Media, Work
+from security.errors import SecurityError
 
-END_SECONDS = 9.0
+END_SECONDS = 6.0
 """From SIGTERM to the end."""
 STATUS_SECONDS = 5.0
 TURN = 1.0
@@ -190,7 +191,10 @@ class Engine:
         """Report, and take orders."""
         assert self._hearth is not None  # noqa: S101 (for the type checker: the loop runs only with one)
         report = self.report()
-        answer = sync(self._hearth, report)
+        try:
+            answer = sync(self._hearth, report)
+        except (SecurityError, msgspec.ValidationError) as error:
+            raise HearthAwayError(f"Hearth was not told how backups are; they go on. {error}") from None
         self._heard(report, answer)
         return self.work.policy.sync_every
 

@@ -7,12 +7,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from backups.engine.agent import Engine
-from backups.engine.settings import FolderStoreAt, HearthAt, Settings, SettingsError
+from backups.engine.settings import FolderStoreAt, HearthAt, S3StoreAt, Settings, SettingsError
 from backups.engine.stores.base import Store
 from security.datakeys.client import DataKeys
 from security.streams import DataKey
 from security.transport.client import InternalClient
+from security.transport.errors import Unreachable
 
 
 def build(settings: Settings) -> Engine:
@@ -30,7 +33,31 @@ def open_store(settings: Settings) -> Store:
         from backups.engine.stores.folder import FolderStore  # noqa: PLC0415 (what is not used is not imported)
 
         return FolderStore(it.name, Path(it.path), make=it.make)
-    raise SettingsError("This release has no store of that kind.")
+    return _bucket(it)
+
+
+def _bucket(it: S3StoreAt) -> Store:
+    from backups.engine.stores.connection import Bucket, Credentials  # noqa: PLC0415 (as above)
+    from backups.engine.stores.s3 import S3Store  # noqa: PLC0415
+
+    credentials = None
+    if it.credentials_file:
+        try:
+            found = msgspec.json.decode(Path(it.credentials_file).read_bytes(), type=dict[str, str])
+            credentials = Credentials(found["access_key"], found["secret_key"])
+        except (OSError, msgspec.DecodeError, KeyError):
+            text = f"The store's credentials can't be read from {it.credentials_file}. Nothing was backed up."
+            raise SettingsError(text) from None
+    where = Bucket(
+        bucket=it.bucket,
+        endpoint=it.endpoint,
+        region=it.region or "us-east-1",
+        prefix=it.prefix,
+        credentials=credentials,
+        path_style=it.path_style,
+        trust=Path(it.certificates) if it.certificates else None,
+    )
+    return S3Store(it.name, where)
 
 
 class Hearth:
@@ -62,5 +89,7 @@ class Hearth:
     def _address(self) -> str:
         if self._at.address:
             return self._at.address
-        # An OSError, where nobody told yet, is tried again like a Hearth that is away.
-        return Path(self._at.address_file).read_text(encoding="utf-8").strip()
+        try:
+            return Path(self._at.address_file).read_text(encoding="utf-8").strip()
+        except OSError:
+            raise Unreachable("Nobody told yet where Hearth is. It is asked again.") from None

@@ -14,10 +14,14 @@ AGAIN = 60.0
 """Seconds for which Hearth is not asked again after it did not answer."""
 
 
-class KeysAwayError(Exception):
-    """Hearth gives no key now. The text is for a person."""
+class HearthAwayError(Exception):
+    """Hearth does not answer, or refuses. The text is for a person."""
 
     code = "HearthAway"
+
+
+class KeysAwayError(HearthAwayError):
+    """Hearth gives no key now."""
 
 
 class Keys:

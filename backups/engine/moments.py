@@ -73,7 +73,7 @@ class Moments:
     def _run_media(self, at: datetime, *, now: bool) -> None:
         if not now and time.monotonic() - self._media_at < self._work.policy.media_every:
             return
-        result = self._work.run_media(full=False)
+        result = self._work.run_media(at, full=False)
         self._media_at = time.monotonic()
         if result is not None:
             self._media = result.ref

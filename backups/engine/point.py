@@ -68,7 +68,7 @@ class Points:
         return at
 
     def _point(self, identity: str, *, kind: str, line: Line, base: Base, kept: Ref, at: datetime) -> Point:
-        settings, media = self._work.settings, self._work.run_media(full=True)
+        settings, media = self._work.settings, self._work.run_media(at, full=True)
         with self._work.postgres.session() as session:
             facts = session.facts()
         return Point(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Protocol
 
 from backups.engine.database.postgres import Postgres
@@ -35,8 +36,8 @@ class MediaResult(Protocol):
 class Media(Protocol):
     """The engine's media side."""
 
-    def run(self, *, full: bool) -> MediaResult:
-        """Store what is new; `full` makes an index that needs none before it."""
+    def run(self, *, at: datetime | None = None, full: bool = False) -> MediaResult:
+        """Store what is new. `at` is the database's time before; `full` makes an index that needs none before it."""
 
 
 @dataclass
@@ -56,9 +57,9 @@ class Work:
     media_turn: threading.Lock = field(default_factory=threading.Lock)
     """One run over the media at a time."""
 
-    def run_media(self, *, full: bool) -> MediaResult | None:
+    def run_media(self, at: datetime, *, full: bool) -> MediaResult | None:
         """Run over the media store, where there is one."""
         if self.media is None:
             return None
         with self.media_turn:
-            return self.media.run(full=full)
+            return self.media.run(at=at, full=full)
