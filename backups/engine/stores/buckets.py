@@ -6,7 +6,7 @@ Whatever a server does not support is a `Finding`: it is told, and never silentl
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -206,11 +206,16 @@ def _lifecycle(connection: Connection) -> list[Finding]:
 
 def _unfinished_uploads(connection: Connection) -> Finding:
     """Try whether the server lists them: some do so only under the exact name."""
-    what, name = "unfinished uploads", f"{PROBE}/upload"
+    what, name = "unfinished uploads", f"{PROBE}-upload"
+    seen: Sequence[Mapping[str, Any]] = ()
     try:
         upload = connection.call("create_multipart_upload", name=name)["UploadId"]
-        seen = connection.call("list_multipart_uploads", Prefix=connection.key("")).get("Uploads", ())
-        connection.call("abort_multipart_upload", name=name, UploadId=upload)
+        try:
+            seen = connection.call("list_multipart_uploads", Prefix=connection.key("")).get("Uploads", ())
+        except NothingSet:
+            pass  # what some say who list none
+        finally:
+            connection.call("abort_multipart_upload", name=name, UploadId=upload)
     except StoreError as error:
         if error.code not in {"StoreDenied", "StoreMisused"}:
             raise

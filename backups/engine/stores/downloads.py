@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from mmap import mmap
 from typing import Any
 
 from backups.engine.stores.base import StoreError
@@ -31,7 +32,7 @@ class _Ahead:
 
     begin: int
     end: int
-    buffer: bytearray
+    buffer: mmap
     future: Future[None]
 
 
@@ -133,7 +134,7 @@ class _Reading:
             self._ahead.append(_Ahead(self._next, end, buffer, future))
             self._next = end
 
-    def _fill(self, begin: int, end: int, buffer: bytearray) -> None:
+    def _fill(self, begin: int, end: int, buffer: mmap) -> None:
         at = 0
         for data in self._direct(begin, end):
             buffer[at : at + len(data)] = data
@@ -187,7 +188,7 @@ class _Reading:
         self._ahead.clear()
 
 
-def _giver(memory: Memory, buffer: bytearray) -> Callable[[Future[None]], None]:
+def _giver(memory: Memory, buffer: mmap) -> Callable[[Future[None]], None]:
     return lambda _: memory.give_ahead(buffer)
 
 

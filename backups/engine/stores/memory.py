@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 
 MIB = 1 << 20
@@ -9,7 +10,7 @@ TOTAL = 48 * MIB
 
 
 class Memory:
-    """Buffers of up to `total` bytes together.
+    """Buffers of up to `total` bytes together, in pages of their own: what is freed goes back to the system.
 
     What is sent comes back by itself, so waiting for room always ends. What is read ahead comes back when its reader
     goes on, who may be the pieces of a put that waits for room: it gets half of all at most, and never waits.
@@ -19,23 +20,23 @@ class Memory:
         self._total = total
         self._sending = 0
         self._ahead = 0
-        self._spare: list[bytearray] = []
+        self._spare: list[mmap.mmap] = []
         self._changed = threading.Condition()
 
-    def take(self, size: int) -> bytearray:
+    def take(self, size: int) -> mmap.mmap:
         """Return a buffer of that size once there is room for it; its contents are anything."""
         with self._changed:
             self._changed.wait_for(lambda: not self._sending or self._fits(size))
             self._sending += size
             return self._buffer(size)
 
-    def give(self, buffer: bytearray) -> None:
+    def give(self, buffer: mmap.mmap) -> None:
         """Give back what `take` returned."""
         with self._changed:
             self._sending -= len(buffer)
             self._keep(buffer)
 
-    def try_take_ahead(self, size: int) -> bytearray | None:
+    def try_take_ahead(self, size: int) -> mmap.mmap | None:
         """Return a buffer to read ahead into, if there is room at this moment."""
         with self._changed:
             if self._ahead + size > self._total // 2 or not self._fits(size):
@@ -43,7 +44,7 @@ class Memory:
             self._ahead += size
             return self._buffer(size)
 
-    def give_ahead(self, buffer: bytearray) -> None:
+    def give_ahead(self, buffer: mmap.mmap) -> None:
         """Give back what `try_take_ahead` returned."""
         with self._changed:
             self._ahead -= len(buffer)
@@ -57,14 +58,14 @@ class Memory:
     def _fits(self, size: int) -> bool:
         return self.used + size <= self._total
 
-    def _buffer(self, size: int) -> bytearray:
+    def _buffer(self, size: int) -> mmap.mmap:
         for index, buffer in enumerate(self._spare):
             if len(buffer) == size:
                 return self._spare.pop(index)
         self._spare.clear()
-        return bytearray(size)
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
-    def _keep(self, buffer: bytearray) -> None:
+    def _keep(self, buffer: mmap.mmap) -> None:
         self._spare.append(buffer)
         if not self.used:  # nothing is held by a store that does nothing
             self._spare.clear()

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, field
+from mmap import mmap
 from typing import Any
 
 from backups.engine.stores.base import Stored, StoreError
@@ -24,8 +25,8 @@ SMALL = 256 * 1024
 IN_FLIGHT = 4
 STEPS = ((2_000, 8 * MIB), (5_000, 16 * MIB), (10_000, 32 * MIB))
 """Up to which number parts have which size. S3 takes 10,000 parts, and how long a stream will be is not known."""
-MOST = 219 * 1024 * MIB
-"""The largest object in bytes that fits into those parts; 16 GB at most are sent in parts of the first size."""
+MOST = 224_000 * MIB
+"""The largest object that fits into those parts, in bytes."""
 
 
 @dataclass
@@ -284,7 +285,7 @@ class _Source:
         return True
 
 
-def _once(memory: Memory, buffer: bytearray) -> Callable[[], None]:
+def _once(memory: Memory, buffer: mmap) -> Callable[[], None]:
     """Return what gives a buffer back, the first time it is called."""
     lock = threading.Lock()
 
