@@ -272,7 +272,7 @@ def _look_at_network(columns: dict[str, Any]) -> None:
         raise Refused(
             "That is no range of addresses such as 10.64.0.0/12. Nothing was changed.", field="network_range"
         ) from None
-    if not whole.is_private or not 8 <= whole.prefixlen <= columns["network_prefix"]:
+    if not whole.is_private or not 8 <= whole.prefixlen <= columns.get("network_prefix", 24):
         raise Refused(
             "The range must be private, and have room for at least one server's network. Nothing was changed.",
             field="network_range",

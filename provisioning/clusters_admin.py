@@ -12,7 +12,12 @@ from django.http import HttpRequest
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin
-from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
+from unfold.widgets import (
+    UnfoldAdminPasswordWidget,
+    UnfoldAdminTextareaWidget,
+    UnfoldAdminTextInputWidget,
+    UnfoldBooleanSwitchWidget,
+)
 
 from observability.console import moment
 from provisioning import clusters
@@ -42,7 +47,10 @@ class ClusterForm(forms.ModelForm):  # type: ignore[type-arg]
         "and never shown again; leave it empty to keep the one that is there.",
     )
     in_cluster = forms.BooleanField(
-        required=False, help_text="No kubeconfig: Hearth runs in that cluster and uses the account of its pod."
+        required=False,
+        widget=UnfoldBooleanSwitchWidget,
+        label="Hearth's own account",
+        help_text="No kubeconfig: Hearth runs in that cluster and uses the account of its pod.",
     )
     s3_secret_key = forms.CharField(
         required=False,
@@ -51,6 +59,7 @@ class ClusterForm(forms.ModelForm):  # type: ignore[type-arg]
     )
     database_password = forms.CharField(
         required=False,
+        label="Password",
         widget=UnfoldAdminPasswordWidget(attrs={"autocomplete": "new-password"}),
         help_text="Sealed and never shown again; leave it empty to keep the one that is there.",
     )
@@ -58,6 +67,19 @@ class ClusterForm(forms.ModelForm):  # type: ignore[type-arg]
     class Meta:
         model = Cluster
         fields = clusters.COLUMNS
+        labels = {
+            "synapse_image": "Image of Synapse",
+            "postgres_image": "Image of PostgreSQL",
+            "redis_image": "Image of Redis",
+            "etcd_encrypted": "Secrets are encrypted",
+            "database_host": "Host",
+            "database_port": "Port",
+            "database_user": "User",
+            "database_authority": "Authority",
+            "database_ranges": "Addresses",
+            "network_range": "Range",
+            "network_prefix": "Size of each",
+        }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

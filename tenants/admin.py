@@ -198,6 +198,12 @@ class PlanForm(forms.ModelForm):  # type: ignore[type-arg]
     class Meta:
         model = Plan
         fields = WITH_PLAN
+        labels = {
+            "database_instances": "Copies of the database",
+            "database_synchronous": "Wait for a second",
+            "database_replicas": "Read from the others",
+            "workers": "Workers at most",
+        }
 
     def clean(self) -> dict[str, Any]:
         found = dict(super().clean() or {})

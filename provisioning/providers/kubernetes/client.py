@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
@@ -164,7 +165,8 @@ def connect(kubeconfig: str | None) -> Client:
     except (ConfigException, ValueError) as error:
         told = str(error) if kubeconfig is None or isinstance(error, KubeconfigRefused) else "it can't be understood"
         raise ProviderError(
-            f"Hearth has no way into this region's cluster: {told}. {SAFE} Staff can give the region a kubeconfig.",
+            f"Hearth has no way into this region's cluster: {told.rstrip('.')}. {SAFE} Staff can give the region a "
+            "kubeconfig.",
             code="RegionCredentials",
             retry=False,
         ) from None
@@ -190,6 +192,8 @@ def _passes(status: int, said: Mapping[str, Any]) -> bool:
 def explained(status: int, said: Mapping[str, Any]) -> Refused:
     """Return what an answer of the API server means."""
     text, reason = str(said.get("message") or "")[:600], str(said.get("reason") or "")
+    if status == 403 and (lacks := _LACKS.search(text)):
+        text = f"Hearth may not {lacks[1]} {lacks[2]}."  # people need neither the account's name nor the path
     for test, code, retry, sentence in _MEANINGS:
         if test(status, text):
             message = f"{sentence} {text}".strip() if code not in _SILENT else sentence
@@ -203,6 +207,7 @@ def explained(status: int, said: Mapping[str, Any]) -> Refused:
     )
 
 
+_LACKS = re.compile(r'cannot (\w+) resource "([^"]+)"')
 _SILENT = {"RegionCredentials", "RegionBusy"}
 _MEANINGS: tuple[tuple[Callable[[int, str], bool], str, bool, str], ...] = (
     (

@@ -156,7 +156,8 @@ def test_an_account_with_no_rights(
     region = make_region(yaml.safe_dump(config)).region
     operation = carry_out(make_server(region=region.code, version=SPEC.version))
     assert (operation.state, operation.error_code) == ("failed", "RegionForbidden")
-    assert "is forbidden" in operation.error
+    assert "It says: Hearth may not get namespaces." in operation.error
+    assert "system:" not in operation.error
 
 
 def test_a_namespace_that_is_not_ours(server: Server, api: Api) -> None:
