@@ -25,6 +25,7 @@ from provisioning.models import Cluster, Region
 from provisioning.providers.kubernetes.place import ROUTE
 from tenants.errors import Refused
 
+SPACED = '<li style="margin-bottom: .5rem"><strong>{}</strong> · {}: {}</li>'
 WORDS = {"good": "In order", "warn": "Look at this", "missing": "Missing"}
 NUMBERS = {"database_port": 5432, "network_prefix": 24}
 IDENTITY = ("code", "name", "base_domain")
@@ -211,4 +212,4 @@ class ClusterAdmin(ModelAdmin):
         if not cluster.findings:
             return None
         rows = [(WORDS.get(each["state"], each["state"]), each["what"], each["text"]) for each in cluster.findings]
-        return format_html("<ul>{}</ul>", format_html_join("", "<li><strong>{}</strong> · {}: {}</li>", rows))
+        return format_html("<ul>{}</ul>", format_html_join("", SPACED, rows))

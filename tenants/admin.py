@@ -200,7 +200,7 @@ class PlanForm(forms.ModelForm):  # type: ignore[type-arg]
         fields = WITH_PLAN
         labels = {
             "database_instances": "Copies of the database",
-            "database_synchronous": "Wait for a second",
+            "database_synchronous": "Two copies confirm",
             "database_replicas": "Read from the others",
             "workers": "Workers at most",
         }
