@@ -10,7 +10,7 @@ from typing import Any
 
 from django.db.models import F
 
-from provisioning import checks, identities, networks, secrets
+from provisioning import checks, identities, networks, seams, secrets
 from provisioning.fleet import provider_for
 from provisioning.leases import Lease
 from provisioning.matrix import ADMIN, SERVICE, Homeserver
@@ -60,7 +60,8 @@ class Context:
     def spec(self) -> ServerSpec:
         applied = ServerStatus.objects.values_list("applied", flat=True).get(server=self.server)
         spec = build(self.server, self.operation.kind, self.operation.wanted, applied, self.secrets)
-        return replace(spec, network=networks.ensure(self.server, self.transaction))
+        network = networks.ensure(self.server, self.transaction)
+        return replace(spec, network=network, backup=seams.backup_of(self.server))
 
     def transaction(self) -> AbstractContextManager[object]:
         """Return a transaction that commits only while the lease is ours."""
