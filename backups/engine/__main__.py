@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 from backups.engine.agent import Engine, end_process_when_hanging
@@ -31,8 +33,11 @@ def main(arguments: list[str]) -> int:
 
 def run(engine: Engine) -> int:
     """Run it until a signal asks to end, and return the exit code."""
+    reader, writer = os.pipe()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: engine.stop())
+        # No lock in a handler: it may run while this thread holds that very lock.
+        signal.signal(number, lambda *_: os.write(writer, b"!"))
+    threading.Thread(target=_stop_when, args=(reader, engine), name="signals", daemon=True).start()
     gc.freeze()  # what was imported stays: the collector need not look at it again
     try:
         engine.run()
@@ -40,6 +45,11 @@ def run(engine: Engine) -> int:
         return _refused(error)
     end_process_when_hanging()
     return 0
+
+
+def _stop_when(reader: int, engine: Engine) -> None:
+    os.read(reader, 1)
+    engine.stop()
 
 
 def _refused(error: Exception) -> int:

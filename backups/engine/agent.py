@@ -38,6 +38,8 @@ STATUS_SECONDS = 5.0
 TURN = 1.0
 LATE = 1.25
 """Hearth orders base backups; one that is this much later than it should be is taken without an order."""
+WAL_WAIT, POINT_WAIT = 10.0, 600.0
+"""The longest waits after failures: WAL is soon tried again, a base backup of many gigabytes is not."""
 FIRST, AFTER_GAP, DAILY = "first", "after-gap", "daily"
 
 
@@ -77,15 +79,15 @@ class Engine:
         self._taking: Order | None = None
         self._status: dict[str, Any] = {}
         stop, faults = self.work.stop, self.work.faults
-        self._wal = Loop("wal", self.stream.turn, stop, faults)
+        self._wal = Loop("wal", self.stream.turn, stop, faults, longest=WAL_WAIT)
         self._moment = Loop("moments", self.moments.turn, stop, faults)
-        self._point = Loop("points", self._take_due, stop, faults)
+        self._point = Loop("points", self._take_due, stop, faults, longest=POINT_WAIT)
         self._sync = Loop("sync", self._tell, stop, faults)
 
     def run(self) -> None:
         """Back up until `stop`. Raises `StateError` when the state folder can't be used."""
         work = self.work
-        work.memory.open()
+        work.memory.open(work.settings.of)
         work.progress.say("started", pid=os.getpid(), server=work.settings.server, store=work.vault.store.name)
         loops = [self._wal, self._moment, self._point, *([self._sync] if self._hearth else [])]
         for loop in loops:
@@ -95,7 +97,7 @@ class Engine:
         self._end(loops)
 
     def stop(self) -> None:
-        """End soon. Safe in a signal handler."""
+        """End soon."""
         self.work.stop.set()
 
     def order(self, order: Order) -> None:
@@ -123,6 +125,8 @@ class Engine:
     def _take_due(self) -> float:
         """Carry out the next order, or take a restore point that is due without one."""
         state = self.work.memory.state
+        if state.pending is not None:  # before it is asked what is due
+            self.points.resume(state.pending)
         if self._orders:
             self._taking = self._orders.popleft()
             try:

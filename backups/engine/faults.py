@@ -53,12 +53,21 @@ class Faults:
 class Loop:
     """A thread that does `turn` again and again; `turn` returns the seconds to wait. A failed one is tried again."""
 
-    def __init__(self, name: str, turn: Callable[[], float], stop: threading.Event, faults: Faults) -> None:
+    def __init__(
+        self,
+        name: str,
+        turn: Callable[[], float],
+        stop: threading.Event,
+        faults: Faults,
+        *,
+        longest: float = LONGEST_WAIT,
+    ) -> None:
         self.name = name
         self.wake = threading.Event()
         self._turn = turn
         self._stop = stop
         self._faults = faults
+        self._longest = longest
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -80,7 +89,7 @@ class Loop:
                 self._faults.clear(self.name)
                 wait = FIRST_WAIT
             except Exception as error:  # whatever it is, backups must go on, and somebody must hear of it
-                pause, wait = wait, min(wait * 2, LONGEST_WAIT)
+                pause, wait = wait, min(wait * 2, self._longest)
                 if not self._stop.is_set():
                     self._met(error)
             self._pause(pause)

@@ -14,11 +14,13 @@ from backups.engine.hearth import PointReport
 from backups.engine.manifest import Point, Ref
 from backups.engine.objects import FILES
 from backups.engine.state import Line
+from backups.engine.stores.base import NoSuchObject
 from backups.engine.work import Work
 from security.streams import DataKey
 
 BASE, CONFIGURATION = "backup.base", "backup.configuration"
-WAL_SECONDS = 1800.0
+WAL_SECONDS = 6 * 3600.0
+"""A store that is away holds a base backup up, but does not make it worthless."""
 UNTOLD_KEPT = 50
 
 
@@ -32,6 +34,8 @@ class Points:
 
     def take(self, kind: str) -> Point:
         """Store a restore point and return its manifest. Raises `BaseError` and what the parts raise."""
+        if (pending := self._work.memory.state.pending) is not None:
+            self.resume(pending)
         work, line, began = self._work, self._line(), time.monotonic()
         identity = names.new_id()
         work.progress.say("point-begins", point=identity, kind=kind, line=line.id)
@@ -101,23 +105,41 @@ class Points:
         data = manifest.seal(point, key, name)
         if self._work.memory.state.line is not line or point.system != line.system:
             raise BaseError("The line of WAL ended while its base backup was taken. A new one is taken.")
-        self._work.vault.store.put(name, [data])
         stored = point.base.size + point.configuration.size + len(data)
         report = PointReport(manifest=point, seconds=seconds, stored_bytes=stored)
         with self._work.memory.changing() as state:
-            state.point, state.point_at = point.id, point.at
+            state.pending = report
+        self._work.vault.store.put(name, [data])
+        self._stored(report)
+
+    def resume(self, report: PointReport) -> None:
+        """Find out whether the point whose manifest a crash interrupted is stored."""
+        try:
+            self._work.vault.store.head(names.point(report.manifest.id))
+        except NoSuchObject:
+            with self._work.memory.changing() as state:
+                state.pending = None
+        else:
+            self._stored(report)
+
+    def _stored(self, report: PointReport) -> None:
+        """Remember a point that exists."""
+        point = report.manifest
+        with self._work.memory.changing() as state:
+            state.pending, state.point, state.point_at = None, point.id, point.at
             state.untold = [*state.untold, report][-UNTOLD_KEPT:]
-            state.stored_bytes += stored
-            line.begun = line.begun or point.at
+            state.stored_bytes += report.stored_bytes
+            if state.line is not None and state.line.id == point.line:
+                state.line.begun = state.line.begun or point.at
         self._work.progress.say(
             "point-stored",
             point=point.id,
             kind=point.kind,
-            line=line.id,
+            line=point.line,
             point_at=point.at,
             bytes=point.database_bytes,
-            stored_bytes=stored,
-            seconds=round(seconds, 3),
+            stored_bytes=report.stored_bytes,
+            seconds=round(report.seconds, 3),
         )
 
 

@@ -80,7 +80,7 @@ class HearthAt(Part, frozen=True, kw_only=True):
 
 
 class Policy(Part, frozen=True, kw_only=True):
-    """How often. Seconds and bytes. Hearth's answers may change it while the engine runs."""
+    """How often. Seconds and bytes."""
 
     base_every: float = DAY
     media_every: float = 5 * MINUTE
@@ -128,6 +128,13 @@ class Settings(Part, frozen=True, kw_only=True):
     """32 bytes: the key of the names that media get in the store."""
     policy: Policy = Policy()
 
+    @property
+    def of(self) -> str:
+        """Whose backups, in which store."""
+        at = self.store
+        place = at.path if isinstance(at, FolderStoreAt) else f"{at.endpoint}/{at.bucket}/{at.prefix}"
+        return f"{self.organisation}/{self.server} in {place}"
+
 
 def load(path: Path) -> Settings:
     """Read settings; every path in them is absolute afterwards. Raises `SettingsError`."""
@@ -138,15 +145,6 @@ def load(path: Path) -> Settings:
     except (msgspec.DecodeError, ValueError) as error:
         raise SettingsError(f"{path} is not what the engine needs: {error}. Nothing was backed up.") from None
     return _placed(found, path.resolve().parent)
-
-
-def changed(policy: Policy, wanted: dict[str, object]) -> Policy:
-    """Return the policy with what Hearth wants of it; what this release does not know of it is left out."""
-    known = {name: value for name, value in wanted.items() if name in Policy.__struct_fields__}
-    try:
-        return msgspec.convert(msgspec.to_builtins(policy) | known, Policy)
-    except msgspec.ValidationError as error:
-        raise SettingsError(f"Hearth's policy can't be used: {error}. The one before stays.") from None
 
 
 def _placed(found: Settings, folder: Path) -> Settings:

@@ -6,6 +6,7 @@ base backup for it), never a backup: everything that can be restored is told by 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import threading
@@ -73,8 +74,12 @@ class Ended(msgspec.Struct, kw_only=True):
 class State(msgspec.Struct, kw_only=True):
     """All of it."""
 
+    of: str = ""
+    """Whose backups in which store: of others it says nothing."""
     line: Line | None = None
     ended: list[Ended] = []
+    pending: PointReport | None = None
+    """A restore point that may be in the store or not: its manifest was about to be put there."""
     point: str = ""
     """The newest restore point that is stored."""
     point_at: datetime | None = None
@@ -97,8 +102,9 @@ class Memory:
         self._lock: IO[str] | None = None
         self._changing = threading.RLock()
 
-    def open(self) -> None:
-        """Take the folder and read what is there. Raises `StateError`."""
+    def open(self, of: str) -> None:
+        """Take the folder and read what is there about `of`. Raises `StateError`."""
+        self.state.of = of
         try:
             self.folder.mkdir(mode=0o710, parents=True, exist_ok=True)
             self._lock = (self.folder / "lock").open("a", encoding="ascii")
@@ -112,10 +118,9 @@ class Memory:
             return
         except OSError as error:
             raise StateError(f"The engine can't use {self.folder}: {error.strerror}. Nothing was changed.") from None
-        try:
-            self.state = msgspec.json.decode(data, type=State)
-        except msgspec.DecodeError:
-            self.state = State()  # as if it were lost: a new line
+        with contextlib.suppress(msgspec.DecodeError):  # as if it were lost: a new line
+            found = msgspec.json.decode(data, type=State)
+            self.state = found if found.of == of else self.state
 
     @contextmanager
     def changing(self) -> Iterator[State]:

@@ -23,7 +23,7 @@ from provisioning.providers.local.processes import Command, describe_exit, spawn
 
 STATUS_SECONDS = 1
 """How often it tells the server how far it has written: that is what a tail is measured by."""
-FIRST_WAIT, LONGEST_WAIT, STEADY = 0.5, 30.0, 30.0
+FIRST_WAIT, LONGEST_WAIT, STEADY = 0.5, 10.0, 30.0
 END_SECONDS = 3.0
 PARTIAL = ".partial"
 

@@ -162,7 +162,7 @@ class Stream:
         except FileNotFoundError:
             return  # the receiver is about to make the folder, or renamed a file: the next turn sees it
         except Exception:
-            self._ship_wait = min(max(self._ship_wait * 2, 1.0), 30.0)
+            self._ship_wait = min(max(self._ship_wait * 2, 1.0), 15.0)
             self._ship_at = time.monotonic() + self._ship_wait
             self._check_spool(shipper)
             raise
