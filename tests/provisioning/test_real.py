@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from provisioning import engine, observer, services
-from provisioning.models import Operation, ServerStatus
+from provisioning import checks, engine, observer, services
+from provisioning.models import Operation, ServerSecret, ServerStatus
 from provisioning.providers.local.provider import LocalProvider
 from tenants.errors import Refused
 from tenants.models import Server
@@ -62,7 +62,9 @@ def test_the_life_of_a_server(server: Server, agent: LocalProvider, alice: objec
     carry_out(server, password_resets=1)
     second = services.reveal_password(alice, server=server)
     assert sign_in(server, first).status_code == 403
-    assert sign_in(server, second).status_code == 200
+    signed_in = sign_in(server, second)
+    assert signed_in.status_code == 200
+    people_and_media_are_counted(server, signed_in.json()["access_token"])
 
     carry_out(server, restarts=1)
     assert status(server) == ("ready", "")
@@ -80,6 +82,22 @@ def test_the_life_of_a_server(server: Server, agent: LocalProvider, alice: objec
     server.refresh_from_db()
     assert server.deleted
     assert agent.observe() == {}
+
+
+def people_and_media_are_counted(server: Server, token: str) -> None:
+    """As in places whose metrics Hearth can't read. Synapse writes down after some seconds who was seen."""
+    url = ServerStatus.objects.get(server=server).homeserver_url
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/octet-stream"}
+    answer = httpx.post(f"{url}/_matrix/media/v3/upload", content=b"x" * 5000, headers=headers, trust_env=False)
+    assert answer.status_code == 200, answer.text
+    kept = ServerSecret.objects.filter(server=server, name__in=("signing_key", "jwt"))
+    secrets = {each.name: str(each.value) for each in kept}
+
+    def counted() -> bool:
+        found = checks.run(url, server.server_name, secrets, count=True)
+        return (found.users, found.media_bytes) == (1, 5000)
+
+    wait(counted)
 
 
 def test_upgrades_changes_and_a_crash(server: Server, agent: LocalProvider, alice: object) -> None:
