@@ -60,6 +60,10 @@ class Fleet:
         """When a child of each namespace was first seen to be written since `first` was emptied."""
         self.last = 0.0
         """When the last child was seen to be written."""
+        self.unsettled: set[str] = set()
+        """Servers that are not, as far as is seen, Ready and settled in their present generation."""
+        self.told = 0.0
+        """When a server was last seen to change, its status included."""
         self.version: dict[tuple[str, str, str], int] = {}
 
     # What the reflectors call.
@@ -72,7 +76,10 @@ class Fleet:
             conditions = {each["type"]: each for each in (found.get("status") or {}).get("conditions") or ()}
             ready, under_way = conditions.get("Ready", {}), conditions.get("Progressing", {})
             settled = ready.get("status") == "True" and under_way.get("status") == "False"
-            if settled and ready.get("observedGeneration") == meta["generation"]:
+            settled = settled and ready.get("observedGeneration") == meta["generation"]
+            self.told = now
+            (self.unsettled.discard if settled else self.unsettled.add)(namespace)
+            if settled:
                 self.ready.setdefault(namespace, now)
             return
         key = (kind.name, namespace, meta["name"])

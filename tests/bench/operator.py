@@ -250,8 +250,10 @@ class Bench:
         self.found |= {"rss_mb": round(after[0], 1), "helper_rss_mb": round(after[1], 1)}
 
     async def settle(self) -> None:
+        """Wait until every server is Ready and settled, and nothing was told for longer than a status may be late."""
         await self.fleet.quiet(seconds=8)
         await self.calm()
+        await until(lambda: not self.fleet.unsettled and time.perf_counter() - self.fleet.told > 8)
 
     def memory(self) -> tuple[float, float]:
         """Return the resident memory of the operator and of its helper, in MB."""
