@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -24,7 +25,9 @@ from config import connections
 from security.transport.places import internal_fault
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = re.compile(r"([a-z0-9][a-z0-9-]{0,39}):(/[^:]+)")
+_PLACE = r"([a-z0-9][a-z0-9-]{0,39})"
+FOLDER = re.compile(rf"{_PLACE}:(/[^:]+)")
+BUCKET = re.compile(rf"{_PLACE}:((?:https://[^/@?#]+|http://127\.0\.0\.1:\d+|s3:/)(?:/[A-Za-z0-9][A-Za-z0-9._-]*)+)")
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,32 @@ def _url(*schemes: str) -> Callable[[Any], str]:
     return check
 
 
-def _folders(value: Any) -> str:
-    found = [FOLDER.fullmatch(entry) for entry in value]
+def _places(value: Any) -> str:
+    found = [FOLDER.fullmatch(entry) or BUCKET.fullmatch(entry) for entry in value]
     if not all(found):
-        return "must be `name:/path` entries with commas between, such as `region-one:/srv/keys,region-two:/mnt/keys`"
-    for what, group in (("name", 1), ("folder", 2)):
+        return (
+            "must be `name:/path` or `name:https://host/bucket/prefix` entries with commas between, such as "
+            "`region-one:/srv/keys,region-two:https://s3.example.org/keys`"
+        )
+    for what, group in (("name", 1), ("place", 2)):
         if len({each[group] for each in found if each}) < len(found):
             return f"names one {what} twice"
+    return ""
+
+
+def _access(value: Any) -> str:
+    """Say what is wrong without a word of it: it holds secrets."""
+    fault = 'must be JSON such as `{"region-two": {"access_key": "…", "secret_key": "…"}}`; more is in the manual'
+    try:
+        found = json.loads(value or "{}")
+    except ValueError:
+        return fault
+    known = {"access_key", "secret_key", "region", "certificates"}
+    for each in found.values() if isinstance(found, dict) else [None]:
+        if not isinstance(each, dict) or set(each) - known or not all(isinstance(part, str) for part in each.values()):
+            return fault
+        if ("access_key" in each) != ("secret_key" in each):
+            return fault
     return ""
 
 
@@ -169,9 +191,19 @@ SETTINGS: tuple[Setting, ...] = (
         "HEARTH_KEY_BUNDLES",
         "list",
         [],
-        "Where key bundles are written, `name:/path` each; best on disks of their own. A backup counts only when all "
-        "of them hold its keys. Default: two folders below `key-bundles` in the state folder.",
-        check=_folders,
+        "Where key bundles are written, `name:/path` or `name:https://host/bucket/prefix` each (`s3://bucket/prefix`: "
+        "AWS); best on disks of their own. A backup counts only when all of them hold its keys. Default: two folders "
+        "below `key-bundles` in the state folder.",
+        check=_places,
+    ),
+    Setting(
+        "HEARTH_KEY_BUNDLE_ACCESS",
+        "str",
+        "",
+        "How the buckets among them are reached, JSON: for each name `access_key` and `secret_key` (without: the "
+        "environment's role), `region`, `certificates` (a PEM file). Best as HEARTH_KEY_BUNDLE_ACCESS_FILE.",
+        secret=True,
+        check=_access,
     ),
     Setting(
         "HEARTH_KEY_BUNDLE_DAYS",

@@ -103,3 +103,10 @@ class Store(Protocol):
 
     def check(self) -> list[Finding]:
         """Return which protections it has: versions, lifecycle, object lock, encryption at rest, write-once names."""
+
+
+class Erasable(Store, Protocol):
+    """A store that can also take objects away for good."""
+
+    def erase(self, names: Iterable[str]) -> None:
+        """Remove objects with every older version of them; locked ones are `StoreDenied`, and stay."""

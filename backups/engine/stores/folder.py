@@ -100,6 +100,10 @@ class FolderStore:
             for above in sorted(touched):
                 self._settle(above)
 
+    def erase(self, names: Iterable[str]) -> None:
+        """Remove objects for good: a folder has no older versions."""
+        self.delete(names)
+
     def sweep(self) -> int:
         """Remove what killed writers left, and return how many files that were. Living writers are left alone."""
         with self._faults("read"), self._root() as root, self._marked(root) as mark, os.scandir(mark) as entries:

@@ -74,6 +74,15 @@ class S3Store:
         while some := list(islice(rest, _AT_ONCE)):
             self._delete(some)
 
+    def erase(self, names: Iterable[str]) -> None:
+        """Remove objects with every older version of them. Asks for each name, so it is for few."""
+        for name in names:
+            versions = list(self._versions(check_name(name)))
+            if not versions:
+                self._delete([name])
+            for begin in range(0, len(versions), _AT_ONCE):
+                self._delete_objects(versions[begin : begin + _AT_ONCE])
+
     def sweep(self) -> int:
         """Abort uploads in which nothing was done for a day, and return how many those were.
 
@@ -106,19 +115,38 @@ class S3Store:
             more = {"ContinuationToken": page["NextContinuationToken"]}
 
     def _delete(self, names: list[str]) -> None:
-        keys = [{"Key": self._connection.key(name)} for name in names]
         try:
-            answer = self._connection.call("delete_objects", "removed", Delete={"Objects": keys, "Quiet": True})
+            self._delete_objects([{"Key": self._connection.key(name)} for name in names])
         except NotSupported:
             for name in names:
                 self._connection.call("delete_object", "removed", name=name)
+
+    def _delete_objects(self, objects: list[dict[str, str]]) -> None:
+        answer = self._connection.call("delete_objects", "removed", Delete={"Objects": objects, "Quiet": True})
+        faults = [str(each.get("Code")) for each in answer.get("Errors", ())]
+        faults = [code for code in faults if code not in {"NoSuchKey", "NoSuchVersion"}]
+        if not faults:
             return
-        faults = [each for each in answer.get("Errors", ()) if each.get("Code") != "NoSuchKey"]
-        if faults:
-            denied = any(each.get("Code") == "AccessDenied" for each in faults)
-            raise self._connection.fault(
-                "StoreDenied" if denied else "StoreAway", "removed", str(faults[0].get("Code"))
-            )
+        if {"AccessDenied", "InvalidRequest", "ObjectLocked"} & set(faults):
+            reason = "it may not be: these credentials are not allowed to, or it is locked for some time"
+            raise self._connection.fault("StoreDenied", "removed", reason=reason)
+        raise self._connection.fault("StoreAway", "removed", faults[0])
+
+    def _versions(self, name: str) -> Iterator[dict[str, str]]:
+        """Yield all versions of an object and the marks of its removals; none where the server keeps none."""
+        more: dict[str, Any] = {}
+        key = self._connection.key(name)
+        while True:
+            try:
+                page = self._connection.call("list_object_versions", "read", Prefix=key, **more)
+            except (NotSupported, NothingSet):
+                return
+            for each in [*page.get("Versions", ()), *page.get("DeleteMarkers", ())]:
+                if each["Key"] == key:
+                    yield {"Key": key, "VersionId": each["VersionId"]}
+            if not page.get("IsTruncated"):
+                return
+            more = {"KeyMarker": page["NextKeyMarker"], "VersionIdMarker": page["NextVersionIdMarker"]}
 
     def _unfinished(self) -> Iterator[tuple[dict[str, Any], datetime]]:
         """Yield the uploads that were begun and not ended, each with the server's time."""

@@ -67,10 +67,10 @@ def places() -> list[Place]:
 
 
 def folders() -> list[FolderPlace]:
-    """Return the folders of HEARTH_KEY_BUNDLES; without it two below the state folder."""
+    """Return the folders of HEARTH_KEY_BUNDLES; without it two below the state folder. `backups` knows the buckets."""
     given = [entry.partition(":") for entry in settings.HEARTH["HEARTH_KEY_BUNDLES"]]
     if given:
-        return [FolderPlace(name, Path(path)) for name, _, path in given]
+        return [FolderPlace(name, Path(path)) for name, _, path in given if path.startswith("/")]
     below = settings.STATE / "key-bundles"
     return [FolderPlace(name, below / name, make=True) for name in ("first", "second")]
 
