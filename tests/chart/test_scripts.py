@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -38,6 +39,16 @@ def test_a_worker_waits_until_the_main_process_has_made_the_schema(fleet: Fleet)
     fleet.wait_log(pods[1], "Waiting: no schema yet")
     fleet.start(pods[0])
     fleet.ready(*pods)
+
+
+def test_a_process_that_is_told_to_stop_before_synapse_runs_stops_at_once(fleet: Fleet) -> None:
+    """By a handler of its own: the first process of a container has no other way to end by SIGTERM."""
+    pod = "synapse-event-persister-0"
+    fleet.prepare(pod)
+    fleet.start(pod)
+    fleet.wait_log(pod, "Waiting: no schema yet")
+    fleet.processes[pod].send_signal(signal.SIGTERM)
+    assert fleet.processes[pod].wait(20) == 143
 
 
 def test_a_worker_waits_for_the_schema_of_its_own_release(fleet: Fleet) -> None:

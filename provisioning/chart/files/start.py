@@ -3,18 +3,25 @@
 `start.py <configuration folder> <secrets folder> <group>`, group `main` or the name of a worker's file. The password
 of the database reaches libpq through PGPASSWORD, so it stands in no file. A worker waits until the main process has
 brought the database to its schema, so a process of a newer release may be started at any time. Exit codes: 3 the
-signing key is missing or another than expected, 4 the database refuses, 5 it stayed away too long.
+signing key is missing or another than expected, 4 the database refuses, 5 it stayed away too long, 143 it was told
+to stop before Synapse ran.
 """
+# ruff: noqa: E402 (what is imported last takes a second or more)
 
 from __future__ import annotations
 
 import os
 import runpy
+import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+# The first process of a container does not end by a signal that it has no handler for: a pod that is replaced while it
+# starts would be waited for until it is killed, a minute later. Synapse puts its own handler in this one's place.
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 import psycopg2
 import yaml
