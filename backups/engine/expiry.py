@@ -162,5 +162,5 @@ def _first_seen(store: Store, lists: list[str], whose: Condemned) -> dict[str, d
 def _write(store: Store, found: Condemned, lists: list[str], now: datetime) -> None:
     """Write the new list, and only then remove those before it."""
     if found.since:
-        store.put(f"{names.EXPIRY}{names.new_id(now)}", [msgspec.json.encode(found, order="deterministic")])
+        store.put(f"{names.EXPIRY}{names.new_id(now)}", [msgspec.json.encode(found)])
     store.delete(lists)

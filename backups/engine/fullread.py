@@ -11,6 +11,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from functools import partial
 from uuid import UUID
 
@@ -44,16 +45,18 @@ def read(
     *,
     only: Iterable[str] | None = None,
     name_key: bytes = b"",
+    since: datetime | None = None,
     expected: Expected | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Report:
     """Read restore points (`only`, else all there is: every moment too) to the last byte, and say what is damaged.
 
     `opens` gives data keys; what it raises passes through, and so does a store that does not answer. With `name_key`
-    each media file is compared with its keyed hash. `stopped` ends it early: what was read until then is told.
+    each media file is compared with its keyed hash. `since` and `expected` are as `look` takes them.
+    `stopped` ends it early: what was read until then is told.
     """
     reading = _Reading(catalogue, vault, _remembered(opens), name_key)
-    cheap = look(catalogue, only=only, expected=expected, marks=False)
+    cheap = look(catalogue, only=only, since=since, expected=expected, marks=False)
     found: Found = {each.name: (each.kind, each.text) for each in cheap.damage}
     points = chosen(catalogue, only)
     objects = size = 0

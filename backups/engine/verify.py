@@ -8,13 +8,13 @@ A result names each object that is damaged, the restore points that it takes awa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from backups.engine import names
 from backups.engine.catalogue import Catalogue, Window
-from backups.engine.coverage import piece_of
+from backups.engine.coverage import Coverage, Piece, piece_of
 from backups.engine.database import lsn
 from backups.engine.manifest import Moment, Point, Ref
 
@@ -80,7 +80,8 @@ def look(
     """Compare the listing with the manifests, and these with each other. Reads nothing more.
 
     `only` are restore points to look at; without it everything is. `marks`: this is the store whose marks the manifests
-    have. Gaps in the chain of moments count from `since` on: expiry takes older ones. `expected` must be there too.
+    have. `since` is where the window begins: before it, expiry leaves what restore points need. `expected` must be
+    there too.
     """
     looking = _Looking(catalogue, marks=marks, since=since)
     points = chosen(catalogue, only)
@@ -183,18 +184,27 @@ class _Looking:
     def at_line(self, line: str) -> None:
         moments = self._catalogue.moments.get(line, [])
         coverage = self._catalogue.coverage(line)
+        wanted = self._wanted(line)
         for before, moment in zip([None, *moments], moments, strict=False):
+            over = self._since is not None and moment.at < self._since
             self._at_link(before, moment)
             for ref in moment.wal:
                 piece = piece_of(ref.name)
-                # A piece whose whole segment is stored may be gone.
-                if (
-                    ref.name in self._catalogue.objects
-                    or piece is None
-                    or coverage.from_(piece.begin, piece.end).end < piece.end
-                ):
+                there = ref.name in self._catalogue.objects or piece is None
+                # Gone may be a piece whose whole segment is stored, and what only seconds before the window need.
+                if there or piece is None or not (self._is_whole(coverage, piece) or (over and not wanted(piece))):
                     self._at(ref)
-            self._at_media(moment.media)
+            if not over:
+                self._at_media(moment.media)
+
+    def _is_whole(self, coverage: Coverage, piece: Piece) -> bool:
+        return coverage.from_(piece.begin, piece.end).end >= piece.end
+
+    def _wanted(self, line: str) -> Callable[[Piece], bool]:
+        """Return what tells whether a restore point needs a piece of WAL, whatever the window."""
+        points = [each for each in self._catalogue.points.values() if each.line == line]
+        ends = [(lsn.begin_of(lsn.number(each.begin)), lsn.number(each.end)) for each in points]
+        return lambda piece: any(begin < piece.end and piece.begin < end for begin, end in ends)
 
     def for_(self, expected: Expected) -> None:
         for identity in expected.points - self._catalogue.points.keys():
