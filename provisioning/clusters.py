@@ -162,7 +162,8 @@ def change(
     **columns: Any,
 ) -> Cluster:
     """Change what a region is made of; secrets that are not given stay. Servers take it over with their next change."""
-    row = Cluster.objects.select_for_update(of=("self",)).select_related("region").get(pk=cluster.pk)
+    # The region too: a placement holds it, so no server comes between the look for servers and the change.
+    row = Cluster.objects.select_for_update(of=("self", "region")).select_related("region").get(pk=cluster.pk)
     look({**_shown(row), **columns}, kubeconfig)
     refuse_move(row, columns)
     before = _shown(row)

@@ -100,7 +100,7 @@ def matrix_server(spec: ServerSpec, place: Place, before: Mapping[str, Any] | No
         },
         "limits": {"maxUsers": spec.users, "maxUploadBytes": UPLOAD_BYTES},
         "workers": workers,
-        "database": _database(spec, place, redis=bool(redis)),
+        "database": _database(spec, place, before, redis=bool(redis)),
         "redis": redis,
         "media": _media(spec, place),
         "routing": _routing(place),
@@ -208,14 +208,16 @@ def _workers(spec: ServerSpec, place: Place) -> tuple[Object | None, Object | No
     return workers, {"own": {"persistence": True, "storage": disk}}
 
 
-def _database(spec: ServerSpec, place: Place, *, redis: bool) -> Object:
+def _database(spec: ServerSpec, place: Place, before: Mapping[str, Any] | None, *, redis: bool) -> Object:
     """Return the database; it has the disk that the server has, less what else lies on it."""
     if place.postgres:
         name = database_name(spec.server_id)
         ours = {"host": place.postgres.host, "port": place.postgres.port, "name": name, "user": name}
         return {"managed": {**ours, "tls": "verify-full", "cidrs": list(place.postgres.ranges) or None}}
     room = spec.disk_gb - (REDIS_GB if redis else 0)
-    size = room if place.bucket else room // 2
+    had = (((before or {}).get("database") or {}).get("cluster") or {}).get("storage") or {}
+    # Volumes never shrink: where a Redis comes later, the database keeps what it has.
+    size = max(room if place.bucket else room // 2, int(str(had.get("size", "0Gi")).removesuffix("Gi")))
     found = {
         "instances": spec.database_instances,
         "synchronous": True if spec.database_synchronous else None,

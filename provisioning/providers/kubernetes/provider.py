@@ -24,6 +24,8 @@ Object = dict[str, Any]
 STOPPED = "hearth.host/stopped"
 """On a MatrixServer that was told to stop: its next start starts every process again."""
 LOOK = 0.5
+GLANCE = 5.0
+"""Seconds in which a look at all servers is tried again: other regions wait for it, and the next look is near."""
 SERVERS = "/apis/hearth.host/v1/matrixservers"
 
 
@@ -77,6 +79,9 @@ class KubernetesProvider:
         self._writer.write(objects.secret(spec, self._place), fence, secret=True)
         wanted = objects.matrix_server(spec, self._place, (before or {}).get("spec"))
         self._writer.write(wanted, fence)
+        if before is not None and before["spec"]["synapse"]["version"] != spec.version:
+            # Another release starts every process again by itself; the mark would start them all twice.
+            self._writer.change(self._paths(spec.server_id).server, fence, _unmarked)
         progress("The cluster has the server's configuration.")
 
     def start(self, spec: ServerSpec, *, fence: int, progress: Progress) -> str:
@@ -127,9 +132,9 @@ class KubernetesProvider:
         """Return every server of this cluster that Hearth made."""
         used, sizes = self._meter.read(), self._sizes.read() if self._sizes else {}
         found = []
-        for server in self._client.listed(SERVERS, labelSelector=SERVER):
+        for server in self._client.listed(SERVERS, patience=GLANCE, labelSelector=SERVER):
             use = used.get(server["metadata"]["namespace"], Use())
-            size = sizes.get(objects.database_name(str(server["metadata"]["labels"][SERVER])))
+            size = sizes.get(objects.database_name(server["metadata"]["namespace"].removeprefix("hearth-")))
             found.append(observation(server, with_database(use, size, only=self._place.bucket is not None)))
         return {each.server_id: each for each in found}
 
@@ -207,6 +212,11 @@ def _restarted(server: Object) -> Object | None:
         return None
     restarts = int(server["spec"].get("restarts") or 0) + 1
     return {"metadata": {"annotations": {STOPPED: None}}, "spec": {"restarts": restarts}}
+
+
+def _unmarked(server: Object) -> Object | None:
+    marked = (server["metadata"].get("annotations") or {}).get(STOPPED)
+    return {"metadata": {"annotations": {STOPPED: None}}} if marked else None
 
 
 def _reached(server: Object, *, suspended: bool) -> bool:

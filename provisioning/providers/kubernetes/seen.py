@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Any
 
 from provisioning.providers.base import Observation
-from provisioning.providers.kubernetes.objects import SERVER
 from provisioning.providers.kubernetes.usage import Use
 
 UNKNOWN = ("OperatorSilent", "The cluster has taken this server's change, but its operator has not looked at it yet.")
@@ -32,7 +31,8 @@ def observation(server: Mapping[str, Any], use: Use) -> Observation:
     running = ready.get("status") == "True" and not metadata.get("deletionTimestamp")
     reason, message = _trouble(server, running=running)
     return Observation(
-        server_id=str((metadata.get("labels") or {}).get(SERVER, "")),
+        # Not its label: a policy holds the namespace's name to whose it is.
+        server_id=str(metadata["namespace"]).removeprefix("hearth-"),
         exists=True,
         running=running,
         reason=reason,

@@ -113,7 +113,7 @@ def test_an_observer_that_can_not_ask_says_so(
     far: Server, fault_proxy: FaultProxy, operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert carry_out(far).state == "succeeded"
-    monkeypatch.setattr(clusters.provider_of(Region.objects.get())._client, "_patience", 1.0)
+    monkeypatch.setattr("provisioning.providers.kubernetes.provider.GLANCE", 1.0)
     with fault_proxy.down():
         observer.observe()
     found = ServerStatus.objects.get(server=far)

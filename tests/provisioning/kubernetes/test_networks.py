@@ -111,6 +111,32 @@ def test_the_range_stays_while_servers_are_there(networked: Cluster, make_server
             clusters.change(actor="staff", cluster=networked, **change)
 
 
+def test_no_server_comes_while_staff_look_for_servers(
+    networked: Cluster, alice: User, organisation: Organisation
+) -> None:
+    """A placement that is not yet committed is waited for, and then refuses the change."""
+    placed, refused = threading.Event(), []
+
+    def change() -> None:
+        try:
+            assert placed.wait(60)
+            clusters.change(actor="staff", cluster=networked, network_prefix=25)
+        except Refused as refusal:
+            refused.append(refusal.field)
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=change)
+    with transaction.atomic():
+        create_server(actor=alice, organisation=organisation, name="more", region="cell")
+        thread.start()
+        placed.set()
+        thread.join(1)
+        assert thread.is_alive(), "it waits"
+    thread.join()
+    assert refused == ["network_prefix"]
+
+
 @pytest.mark.parametrize("wrong", ["10.64.0.0", "10.64.0.1/12", "8.8.0.0/16", "10.64.0.0/25", "fd00::/64", "x"])
 def test_a_range_that_makes_no_sense(networked: Cluster, wrong: str) -> None:
     with pytest.raises(Refused, match="Nothing was changed") as caught:

@@ -125,6 +125,17 @@ def test_the_disk_is_shared_between_what_lies_on_it() -> None:
     }
 
 
+def test_a_volume_never_shrinks() -> None:
+    """Not even where a Redis comes later, which takes a gigabyte of the same disk."""
+    large: dict[str, Any] = {"vcpu": 8, "memory_mb": 16384, "disk_gb": 40}
+    place = replace(PLACE, bucket=BUCKET)
+    before = spec_of(replace(place, redis_image=""), **large)
+    assert spec_of(place, **large)["database"]["cluster"]["storage"]["size"] == "39Gi"
+    after = spec_of(place, before=before, **large)
+    assert after["database"]["cluster"]["storage"] == before["database"]["cluster"]["storage"]
+    assert spec_of(place, before=before, **large | {"disk_gb": 60})["database"]["cluster"]["storage"]["size"] == "59Gi"
+
+
 def test_a_region_lays_its_own_over_it() -> None:
     managed = {"host": "db.example", "name": "synapse_{server}"}
     overlay = {"database": {"cluster": None, "managed": managed}, "images": {"postgres": None}}
