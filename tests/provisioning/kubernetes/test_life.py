@@ -120,7 +120,7 @@ def test_an_upgrade_and_the_way_back(server: Server, region: Region, api: Api, o
     carry_out(server, version=newest)
     assert spec(api, server)["synapse"] == {"version": newest, "schemaVersion": 94, "compatVersion": 84}
     assert ServerStatus.objects.get(server=server).version == newest
-    assert "restarts" not in spec(api, server), "its processes were replaced once, for the release alone"
+    assert spec(api, server)["restarts"] == 0, "its processes were replaced once, for the release alone"
     carry_out(server, version=oldest)
     gone_back = {"version": oldest, "schemaVersion": 94, "compatVersion": 84, "releaseSchemaVersion": 93}
     assert spec(api, server)["synapse"] == gone_back
