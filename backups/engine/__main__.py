@@ -1,4 +1,8 @@
-"""`python -m backups.engine agent <settings.json>`: backs one server up until SIGTERM. Imports no Django."""
+"""The engine's command. Imports no Django.
+
+python -m backups.engine agent <settings.json>      backs one server up until SIGTERM
+python -m backups.engine restore <request.json>     brings one back, into a new place
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,13 @@ def main(arguments: list[str]) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     agent = verbs.add_parser("agent", help="back one server up until SIGTERM")
     agent.add_argument("settings", type=Path)
+    restoring = verbs.add_parser("restore", help="bring a server back, into a new place")
+    restoring.add_argument("request", type=Path)
     options = parser.parse_args(arguments)
+    if options.verb == "restore":
+        from backups.engine.restore.process import main as restore  # noqa: PLC0415 (an agent never restores)
+
+        return restore(options.request)
     try:
         engine = build(load(options.settings))
     except (SettingsError, StoreError) as error:

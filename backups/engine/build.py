@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -26,7 +26,14 @@ def build(settings: Settings) -> Engine:
     return Engine(settings, open_store(settings), hearth, hearth=hearth, media=None)
 
 
-def open_store(settings: Settings) -> Store:
+class Placed(Protocol):
+    """Settings that say which store."""
+
+    @property
+    def store(self) -> FolderStoreAt | S3StoreAt: ...
+
+
+def open_store(settings: Placed) -> Store:
     """Return the store. Boto3 (60 MB) is imported only for a bucket."""
     it = settings.store
     if isinstance(it, FolderStoreAt):
@@ -74,6 +81,10 @@ class Hearth:
     def publish(self, identities: Iterable[uuid.UUID]) -> None:
         """As `DataKeys` does."""
         DataKeys(self._client()).publish(identities)
+
+    def unwrap(self, grant: uuid.UUID, identity: uuid.UUID) -> DataKey:
+        """As `DataKeys` does."""
+        return DataKeys(self._client()).unwrap(grant, identity)
 
     def post(self, path: str, body: dict[str, Any], *, repeatable: bool = False) -> dict[str, Any]:
         """As `InternalClient` does."""

@@ -85,8 +85,13 @@ def check_base(pieces: Iterable[bytes | memoryview], system: str) -> tuple[int, 
             pass
     except (tarfile.TarError, UnicodeDecodeError) as error:
         raise ContentError(f"Its archive is broken ({error}).") from None
-    _compare(found, _manifest(listed, system))
+    check_files(found, listed, system)
     return len(found), sum(size for size, _ in found.values())
+
+
+def check_files(found: dict[str, tuple[int, int]], listed: bytes, system: str) -> None:
+    """Compare files (name to size and CRC-32C) with the manifest that came with them. Raises `ContentError`."""
+    _compare(found, _manifest(listed, system))
 
 
 def check_wal(pieces: Iterable[bytes | memoryview], piece: Piece, system: str) -> None:
@@ -95,7 +100,11 @@ def check_wal(pieces: Iterable[bytes | memoryview], piece: Piece, system: str) -
     `system` is its identifier; empty where nothing tells it.
     """
     stream = Unpacked(pieces)
-    data = b"".join(iter(lambda: stream.read(_READ), b""))
+    check_pages(b"".join(iter(lambda: stream.read(_READ), b"")), piece, system)
+
+
+def check_pages(data: bytes, piece: Piece, system: str) -> None:
+    """Check the same of WAL that was unpacked."""
     size = piece.end - piece.begin
     if len(data) != size:
         raise ContentError(f"It holds {len(data)} bytes of WAL, and its name says {size}.")
@@ -135,7 +144,7 @@ def _manifest(data: bytes, system: str) -> dict[str, _Entry]:
         found = msgspec.json.decode(data, type=_Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ContentError(f"Its manifest can't be read ({error}).") from None
-    if hashlib.sha256(data[: data.rindex(_CHECKSUM)]).hexdigest() != found.checksum:
+    if hashlib.sha256(data[: data.rfind(_CHECKSUM)]).hexdigest() != found.checksum:
         raise ContentError("Its manifest is not what PostgreSQL wrote.")
     if found.system is not None and str(found.system) != system:
         raise ContentError(f"It is of another database ({found.system}, and this one is {system}).")

@@ -1,0 +1,84 @@
+"""A restore as a process: a request in a file, progress on standard output, SIGTERM to cancel. Imports no Django.
+
+It ends with 0 when all is restored (the last line is `restored`), 3 when it was cancelled, and 1 when it failed: the
+last line is then `restore-failed`, with `code`, `text`, `retry`, `objects`, `points`.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import traceback
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from backups.engine.build import Hearth, open_store
+from backups.engine.progress import Progress
+from backups.engine.restore.command import Restore
+from backups.engine.restore.errors import Cancelled, RestoreError
+from backups.engine.restore.keys import OpenKeys
+from backups.engine.restore.request import Request, load
+from backups.engine.settings import SettingsError
+from backups.engine.stores.base import StoreError
+from security.streams import DataKey
+
+Ask = Callable[[uuid.UUID], DataKey]
+DONE, FAILED, CANCELLED = 0, 1, 3
+
+
+def main(path: Path) -> int:
+    """Carry out the request in a file and return the exit code."""
+    progress = Progress()
+    try:
+        request = load(path)
+        return run(request, under_grant(request), progress)
+    except RestoreError as error:
+        return _failed(progress, error)
+
+
+def run(request: Request, ask: Ask, progress: Progress) -> int:
+    """Carry out a request, with keys from `ask`, until its end or a signal. Return the exit code."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        restore = Restore(request, open_store(request), OpenKeys(ask, stop), progress, stop)
+        restore.run()
+    except RestoreError as error:
+        return _failed(progress, error)
+    except (SettingsError, StoreError) as error:
+        code = error.code if isinstance(error, StoreError) else "BadRequest"
+        return _failed(progress, RestoreError(str(error), code=code))
+    except Exception as error:  # somebody must hear of it in the way they listen
+        traceback.print_exc()
+        return _failed(progress, RestoreError(f"The restore broke: {error}", code="EngineFault"))
+    return DONE
+
+
+def under_grant(request: Request) -> Ask:
+    """Return what asks Hearth for data keys. Raises `RestoreError` where the request does not say how."""
+    hearth, grant = request.hearth, request.grant
+    if hearth is None or grant is None:
+        raise RestoreError(
+            "The request does not say where Hearth is and which grant opens these backups. Nothing was restored.",
+            code="BadRequest",
+        )
+    client = Hearth(hearth)
+
+    def ask(identity: uuid.UUID) -> DataKey:
+        return client.unwrap(grant, identity)
+
+    return ask
+
+
+def _failed(progress: Progress, error: RestoreError) -> int:
+    progress.say(
+        "restore-failed",
+        code=error.code,
+        text=str(error),
+        retry=error.retry,
+        objects=error.objects,
+        points=error.points,
+    )
+    return CANCELLED if isinstance(error, Cancelled) else FAILED
