@@ -9,7 +9,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
@@ -23,12 +23,14 @@ CODES = {500: "InternalError", 503: "SlowDown", 403: "AccessDenied", 507: "XMini
 class Rule:
     """What is done to requests that fit `pattern` ("PUT /bucket/key?partNumber=2&…"), so many times.
 
-    `status` answers without asking the server. `cut_request` and `cut_answer` break the connection after so many bytes
-    of the body. `lose_answer` lets the server do it and breaks the connection then. `silent` never answers. `pause` is
-    in seconds, for each 64 KiB either way. `code` is the error's name where the status has several.
+    `status` answers without asking the server; `code` is the error's name where the status has several. `cut_request`
+    and `cut_answer` break the connection after so many bytes of the body. `lose_answer` lets the server do it and
+    breaks the connection then. `silent` never answers. `damage` changes a bit of the request's body. `pause` is in
+    seconds, for each 64 KiB either way. `header` is the beginning of a header's name that a request must have.
     """
 
     pattern: str
+    header: str = ""
     times: int | None = None
     status: int = 0
     code: str = ""
@@ -36,6 +38,7 @@ class Rule:
     cut_answer: int | None = None
     lose_answer: bool = False
     silent: bool = False
+    damage: bool = False
     pause: float = 0.0
     hits: int = 0
 
@@ -83,10 +86,13 @@ class S3Faults:
             with self._lock:
                 self.rules.remove(rule)
 
-    def match(self, request: str) -> Rule | None:
+    def match(self, request: str, headers: Iterable[str]) -> Rule | None:
         with self._lock:
-            self.requests.append(request)
+            names = [name.lower() for name in headers]
+            self.requests.append(f"{request} {' '.join(names)}")
             for rule in self.rules:
+                if not any(name.startswith(rule.header) for name in names):
+                    continue
                 if re.search(rule.pattern, request) and (rule.times is None or rule.hits < rule.times):
                     rule.hits += 1
                     return rule
@@ -124,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _serve(self) -> None:
-        rule = self.server.faults.match(f"{self.command} {self.path}") or Rule("")
+        rule = self.server.faults.match(f"{self.command} {self.path}", self.headers) or Rule("")
         try:
             self._apply(rule)
             self.wfile.flush()
@@ -177,7 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
             data = self.rfile.read(min(BLOCK, length - sent))
             if not data:
                 raise _Cut
-            connection.send(data)
+            connection.send(bytes([data[0] ^ 1]) + data[1:] if rule.damage and not sent else data)
             sent += len(data)
             time.sleep(rule.pause)
 

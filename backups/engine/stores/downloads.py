@@ -144,6 +144,7 @@ class _Reading:
         """Yield a range as it comes; where it breaks off ask again for what is missing."""
         pause = _FIRST_PAUSE
         for tries in range(self._connection.where.tries, 0, -1):
+            answer = answer or self._ask(begin, end)  # tried again by itself
             try:
                 for data in self._stream(begin, end, answer):
                     begin += len(data)
@@ -156,8 +157,7 @@ class _Reading:
             time.sleep(random.uniform(pause / 2, pause))  # noqa: S311 (spreads what comes again)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _stream(self, begin: int, end: int, answer: dict[str, Any] | None) -> Iterator[bytes]:
-        answer = answer or self._ask(begin, end)
+    def _stream(self, begin: int, end: int, answer: dict[str, Any]) -> Iterator[bytes]:
         with contextlib.closing(answer["Body"]):
             while begin < end:
                 data = self._connection.read(answer, min(PIECE, end - begin))

@@ -50,14 +50,21 @@ class Seen:
 class Checksums:
     """Which checksum a server checks a body by: CRC32, which it then says again; MD5 beside it until it has."""
 
-    def __init__(self) -> None:
+    def __init__(self, write_once: WriteOnce) -> None:
+        self._server = write_once
         self._known = False
 
     def of(self, data: memoryview) -> dict[str, str]:
-        found = {"ChecksumCRC32": base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()}
+        found = {}
+        if self._server.crc32:
+            found["ChecksumCRC32"] = base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
         if not self._known:
             found["ContentMD5"] = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
         return found
+
+    def of_upload(self) -> dict[str, str]:
+        """Return what is said before the first part."""
+        return {"ChecksumAlgorithm": "CRC32"} if self._server.crc32 else {}
 
     def answered(self, answer: dict[str, Any]) -> None:
         """Learn from an answer to a body with a CRC32."""
@@ -71,11 +78,12 @@ class Uploads:
         self._connection = connection
         self._memory = memory
         self._threads = threads
-        self._checksums = Checksums()
         self.write_once = WriteOnce(connection)
+        self.checksums = Checksums(self.write_once)
 
     def put(self, name: str, pieces: Iterable[bytes | memoryview]) -> Stored:
         """Keep the pieces under a new name; see `Store.put`."""
+        self.write_once.supported()  # what kind of checksum it takes, too
         seen = Seen()
         with contextlib.closing(_parts(pieces, self._memory, seen)) as parts:
             first = next(parts)
@@ -105,22 +113,22 @@ class Uploads:
         token = os.urandom(16).hex()
 
         def send(**condition: str) -> dict[str, Any]:
-            options = condition | self._checksums.of(part.data)
+            options = condition | self.checksums.of(part.data)
             return self._connection.call(
                 "put_object", "written", name=name, Body=Body(part.data), Metadata={TOKEN: token}, **options
             )
 
         answer = self.write_once.guarded(name, token, send)
-        self._checksums.answered(answer)
+        self.checksums.answered(answer)
         return unquoted(answer)
 
     def send_part(self, name: str, upload: str, part: Part, body: Body) -> dict[str, Any]:
         """Send one part and return what completing needs of it."""
-        checksums = self._checksums.of(part.data)
+        checksums = self.checksums.of(part.data)
         answer = self._connection.call(
             "upload_part", "written", name=name, UploadId=upload, PartNumber=part.number, Body=body, **checksums
         )
-        self._checksums.answered(answer)
+        self.checksums.answered(answer)
         entry = {"PartNumber": part.number, "ETag": answer["ETag"]}
         if "ChecksumCRC32" in answer:
             entry["ChecksumCRC32"] = answer["ChecksumCRC32"]
@@ -166,7 +174,7 @@ class Multipart:
             raise
 
     def _begin(self) -> None:
-        options: dict[str, Any] = {"Metadata": {TOKEN: self._token}, "ChecksumAlgorithm": "CRC32"}
+        options: dict[str, Any] = {"Metadata": {TOKEN: self._token}} | self._uploads.checksums.of_upload()
         self._upload = self._call("create_multipart_upload", "written", name=self._name, **options)["UploadId"]
 
     def _send(self, part: Part) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from backups.engine.stores.base import NoSuchObject, ObjectExists, StoreError
-from backups.engine.stores.connection import Connection, NotSupported, PreconditionFailed
+from backups.engine.stores.connection import Connection, PreconditionFailed
 
 TOKEN = "hearth-put"  # noqa: S105 (not a secret: it tells whose put an object is)
 PROBE = ".hearth-probe"
 """An object that is no backup: whether the server refuses to write it again is how we learn what it can do."""
 _CONDITION = {"IfNoneMatch": "*"}
 _LOCKS = 64
+EMPTY_CRC32 = "AAAAAA=="
+"""Of no bytes at all, in Base64."""
 
 
 class WriteOnce:
@@ -26,6 +29,8 @@ class WriteOnce:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._call = connection.call
+        self.crc32 = True
+        """Whether the server takes CRC32 checksums; known after `supported`."""
         self._lock = threading.Lock()
         self._known: dict[bool, bool] = {}
         self._names = [threading.Lock() for _ in range(_LOCKS)]
@@ -76,13 +81,27 @@ class WriteOnce:
         return found
 
     def _ask(self) -> bool:
-        for _ in range(2):  # the first of them may be the one that makes it
-            try:
-                self._call("put_object", "written", name=PROBE, Body=b"", **_CONDITION)
-            except PreconditionFailed:
-                return True
-            except NotSupported:
-                return False
+        """Ask by a write of the probe that is refused where it lies there already; learn of checksums by the way."""
+        checksum: dict[str, str] = {"ChecksumCRC32": EMPTY_CRC32}
+        refused = self._refuses(checksum | _CONDITION)
+        if refused is None:  # it knows one of the two headers not
+            if self._refuses(checksum) is None:
+                checksum, self.crc32 = {}, False
+            refused = self._refuses(checksum | _CONDITION)
+        if refused is False:  # it may have been the one that made it
+            refused = self._refuses(checksum | _CONDITION)
+        return bool(refused)
+
+    def _refuses(self, options: dict[str, str]) -> bool | None:
+        """Return whether a write of the probe is refused because it is there; None where such a write can't be."""
+        try:
+            self._call("put_object", "written", name=PROBE, Body=b"", **options)
+        except PreconditionFailed:
+            return True
+        except StoreError as error:
+            if error.code != "StoreMisused":
+                raise
+            return None
         return False
 
     def _ask_parts(self) -> bool:
@@ -94,9 +113,10 @@ class WriteOnce:
             entries = [{"PartNumber": 1, "ETag": part["ETag"]}]
             done = {"UploadId": upload, "MultipartUpload": {"Parts": entries}}
             self._call("complete_multipart_upload", "written", name=PROBE, **done, **_CONDITION)
-        except PreconditionFailed:
-            self._call("abort_multipart_upload", "written", name=PROBE, UploadId=upload)
-            return True
-        except NotSupported:
-            self._call("abort_multipart_upload", "written", name=PROBE, UploadId=upload)
+        except StoreError as error:
+            with contextlib.suppress(StoreError):
+                self._call("abort_multipart_upload", "written", name=PROBE, UploadId=upload)
+            if error.code != "StoreMisused":
+                raise
+            return isinstance(error, PreconditionFailed)
         return False

@@ -254,6 +254,43 @@ def test_a_full_server(store: S3Store, proxy: S3Faults, direct: S3Store) -> None
     assert names(direct) == []
 
 
+@pytest.mark.parametrize("size", [WHOLE, PARTS])
+@pytest.mark.parametrize("status", [400, 501])
+def test_a_server_without_newer_checksums(store: S3Store, proxy: S3Faults, size: int, status: int) -> None:
+    """Then it checks each body by its MD5."""
+    with proxy.rule("(PUT|POST) ", status=status, code="InvalidArgument", header="x-amz-checksum"):
+        store.put("wal/1", [noise(size)])
+        with pytest.raises(ObjectExists):
+            store.put("wal/1", [noise(size)])
+    sent = [each for each in proxy.requests if re.search(r"^PUT .*/wal/1[? ]", each)]
+    assert sent
+    assert all("content-md5" in each for each in sent)
+    assert read(store, "wal/1") == noise(size)
+
+
+@pytest.mark.parametrize("size", [WHOLE, PARTS])
+@pytest.mark.parametrize("status", [400, 501])
+def test_a_server_that_knows_no_conditions(store: S3Store, proxy: S3Faults, size: int, status: int) -> None:
+    with proxy.rule("(PUT|POST) ", status=status, code="InvalidArgument", header="if-none-match"):
+        store.put("wal/1", [noise(size)])
+        with pytest.raises(ObjectExists):
+            store.put("wal/1", [noise(size)])
+        found = {each.what: each.state for each in store.check()}
+    assert found["write-once names"] == "unsupported"
+    assert read(store, "wal/1") == noise(size)
+
+
+def test_bytes_that_are_changed_on_their_way(store: S3Store, proxy: S3Faults, where: Bucket) -> None:
+    """The server compares them with the checksum that the signature covers."""
+    store.put("wal/0", [b"x"])
+    for size in (WHOLE, PARTS):
+        with proxy.rule(r"PUT .*/wal/1", damage=True), pytest.raises(StoreError, match="were changed") as caught:
+            store.put("wal/1", [noise(size)])
+        assert (caught.value.code, caught.value.retry) == ("StoreDamaged", True)
+        assert names(store) == ["wal/0"]
+        assert unfinished(where, "wal/1") == []
+
+
 def test_a_slow_server(where: Bucket, proxy: S3Faults, direct: S3Store) -> None:
     """One that goes on sending is waited for: the time limit is for silence."""
     store = open_store(where, endpoint=proxy.endpoint, tries=1, seconds=1)
