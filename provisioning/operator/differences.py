@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from provisioning.operator.children import KEEPS, KINDS, ORDER, Place
+from provisioning.operator.keeping import DATA
 from provisioning.operator.ownership import stamp
 from provisioning.operator.store import Child
 
@@ -50,6 +51,10 @@ class Differences:
     kept: tuple[Place, ...]
     waiting: tuple[Place, ...] = ()
     """Still being deleted: it can be made again only once it is gone."""
+    lost: tuple[Place, ...] = ()
+    """Held data and is gone. It is not made again."""
+    unsure: tuple[Place, ...] = ()
+    """Holds data, and whether it is there can't be told now."""
 
     def __bool__(self) -> bool:
         return bool(self.writes or self.surplus)
@@ -67,15 +72,22 @@ def compare(
     untouched: Untouched,
     was: Iterable[Place] = (),
     hold: Callable[[Place], bool] = lambda _place: False,
+    established: bool = False,
+    told: Callable[[str], bool] = lambda _kind: True,
 ) -> Differences:
-    """Return what must be written. `was`: children that were there before; `hold`: whose change must wait."""
-    writes, waiting, names = [], [], set()
+    """Return what must be written. `was`: children that were there before; `hold`: whose change must wait.
+
+    `established`: what holds data is not made any more; `told`: whether all objects of a kind have been seen.
+    """
+    writes, waiting, gone, names = [], [], [], set()
     before = set(was)
     for each in wanted:
         names.add(each.place)
         held = live.get(each.place)
         if held is not None and held.deleting:
             waiting.append(each.place)
+        elif held is None and established and each.place in DATA:
+            gone.append(each.place)
         elif (cause := _cause(each, held, owner, untouched, before)) and not (
             cause is Cause.CHANGED and hold(each.place)
         ):
@@ -88,6 +100,8 @@ def compare(
         surplus=tuple(sorted(place for place in extra if place.kind not in KEEPS)),
         kept=tuple(sorted(place for place in extra if place.kind in KEEPS)),
         waiting=tuple(waiting),
+        lost=tuple(place for place in gone if told(place.kind)),
+        unsure=tuple(place for place in gone if not told(place.kind)),
     )
 
 

@@ -14,10 +14,11 @@ from typing import Any
 
 from provisioning.operator import arrangement
 from provisioning.operator import plan as planning
-from provisioning.operator.children import KINDS, SERVERS, Place, Workload
+from provisioning.operator.children import BUILT_IN, KINDS, SERVERS, Place, Workload
 from provisioning.operator.diagnosis import Diagnosis, diagnose
 from provisioning.operator.differences import Differences, compare
 from provisioning.operator.finalbackup import FinalBackup
+from provisioning.operator.keeping import established, missing, unseen
 from provisioning.operator.kube.client import METADATA_LIST, WHOLE, Client
 from provisioning.operator.kube.errors import ApiError
 from provisioning.operator.kube.kinds import PODS
@@ -125,6 +126,8 @@ class Reconciler:
             before = replace(before, pods=await self._count(namespace))
         plan = self._plan(server, before)
         found, faults, fault = await self._attempt(server, plan)
+        if any(self._defined(each) for each in found.unsure):
+            raise Outcome("it is not known yet whether the server's data is there", longest=2)
         uncounted = faults and {each.reason for each in faults.values()} == {"QuotaExceeded"}
         if uncounted and time.monotonic() - memory.changed_at < COUNTING:
             raise Outcome("the cluster may not have counted yet what the quota allows now", longest=2)
@@ -180,14 +183,18 @@ class Reconciler:
                 untouched=rendered.untouched,
                 was=rendered.before,
                 hold=plan.hold,
+                established=established(server),
+                told=self._store.told,
             )
-            if not found:
-                rendered.settle()
-                return found, {}
-            faults = await self._writer.carry_out(server, owner, found, rendered)
-            if not faults:
+            faults = missing(found.lost) | unseen(each for each in found.unsure if not self._defined(each))
+            if found:
+                faults |= await self._writer.carry_out(server, owner, found, rendered)
+            if not faults and not found.unsure:
                 rendered.settle()
             return found, faults
+
+    def _defined(self, place: Place) -> bool:
+        return KINDS[place.kind].group in BUILT_IN or KINDS[place.kind].definition in self._store.definitions
 
     def _look(
         self,

@@ -6,6 +6,8 @@ import datetime as dt
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from provisioning.operator.children import Place
+from provisioning.operator.keeping import DATA_MISSING
 from provisioning.operator.observed import GENERIC, MAIN, Fault, Observed, condition
 from provisioning.operator.plan import UPGRADE_FAILED, Plan
 
@@ -22,7 +24,7 @@ def compute(server: Mapping[str, Any], plan: Plan, seen: Observed) -> dict[str, 
     """Return the status of a server. `server` is the MatrixServer with the status it has now."""
     spec, before = server["spec"], server.get("status") or {}
     generation = int(server["metadata"].get("generation") or 0)
-    trouble = _trouble(plan, seen)
+    trouble, lost = _trouble(plan, seen), _lost(seen)
     progressing = _progressing(server, plan, seen)
     judged = {
         "Ready": _ready(server, seen, trouble, progressing),
@@ -32,6 +34,8 @@ def compute(server: Mapping[str, Any], plan: Plan, seen: Observed) -> dict[str, 
         "CertificateReady": _certificate(spec, seen),
         "BackupReady": _backup(spec, seen),
     }
+    if lost and "suspended" not in spec:
+        judged["Ready"] = "False", lost.reason, lost.message
     generic = seen.workload(GENERIC)
     found: dict[str, Any] = {
         "observedGeneration": generation,
@@ -75,7 +79,12 @@ def _trouble(plan: Plan, seen: Observed) -> Fault | None:
     refused = min(seen.faults.items(), default=None)
     child = refused and Fault(refused[1].reason, f"{refused[0]}: {refused[1].message}")
     # First what the plan says: that an upgrade has failed is remembered by the condition which says it.
-    return plan.fault or seen.fault or child or seen.diagnosis or next(_troubles(seen), None)
+    return _lost(seen) or plan.fault or seen.fault or child or seen.diagnosis or next(_troubles(seen), None)
+
+
+def _lost(seen: Observed) -> Fault | None:
+    """Return that data is missing. A server that still answers without it is not Ready."""
+    return next((each for _place, each in sorted(seen.faults.items()) if each.reason == DATA_MISSING), None)
 
 
 def _troubles(seen: Observed) -> Iterator[Fault]:
@@ -173,6 +182,9 @@ def _database(spec: Mapping[str, Any], seen: Observed) -> Judgement:
     if "managed" in spec["database"]:
         return _managed(spec, seen)
     database = seen.database()
+    lost = seen.faults.get(Place("Cluster", "postgres"))
+    if lost and lost.reason == DATA_MISSING:
+        return "False", lost.reason, lost.message
     if database is None:
         return "Unknown", "NotMade", "The database cluster is not there yet."
     if database.hibernated:

@@ -81,6 +81,8 @@ class Store:
         """Called when that set has changed."""
         self.redefined: Callable[[str], None] = lambda _name: None
         """Called with the name of a definition whose spec has changed."""
+        self.told: Callable[[str], bool] = lambda _kind: True
+        """Says whether every object of a kind that is there has been seen."""
         self._forms: dict[str, int] = {}
         self._wake = wake
         self._servers: dict[str, bytes] = {}

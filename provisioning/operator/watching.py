@@ -54,7 +54,7 @@ class Watching:
         self._pulse = Pulse()
         self._store = store
         self._running: dict[str, tuple[Reflector, asyncio.Task[None]]] = {}
-        store.defined, store.redefined = self._adjust, self._renew
+        store.defined, store.redefined, store.told = self._adjust, self._renew, self._told
 
     def start(self) -> None:
         """Start those that are always there."""
@@ -129,6 +129,10 @@ class Watching:
         reflector = Reflector(self._client, kind, self._store, selector=selector)
         whole = f"watch {kind.name}"
         self._running[kind.name] = (reflector, asyncio.create_task(reflector.run(), name=whole))
+
+    def _told(self, kind: str) -> bool:
+        held = self._running.get(kind)
+        return held is not None and held[0].synced.is_set()
 
     def _adjust(self) -> None:
         for kind in KINDS.values():

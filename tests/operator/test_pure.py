@@ -69,6 +69,17 @@ def test_a_server_with_an_older_key_too_is_still_the_right_one(keys: list[str], 
     assert Prober._key(answer, spec) == found
 
 
+def test_data_of_a_server_that_was_ready_are_never_made_anew() -> None:
+    database, asked = Place("Cluster", "postgres"), {"owner": "o", "untouched": lambda *_: True, "established": True}
+    wanted = [Wanted(database, "d"), Wanted(SERVICE, "d")]
+    found = compare(wanted, {}, **asked)
+    assert [each.place for each in found.writes] == [SERVICE]
+    assert (found.lost, found.unsure) == ((database,), ())
+    found = compare(wanted, {}, **asked, told=lambda kind: kind != "Cluster")
+    assert (found.lost, found.unsure) == ((), (database,))
+    assert not compare(wanted, {database: child(), SERVICE: child()}, **asked)
+
+
 def test_data_are_never_pruned() -> None:
     found = compare([], {SERVICE: child(), CLAIM: child()}, owner="o", untouched=lambda *_: True)
     assert found.surplus == (SERVICE,)
