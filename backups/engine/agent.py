@@ -142,6 +142,7 @@ class Engine:
             self.points.take(DAILY)
         else:
             return TURN
+        self._sync.wake.set()
         self.moments.soon.set()
         self._moment.wake.set()
         return 0.0
@@ -167,8 +168,7 @@ class Engine:
             except Exception as error:
                 if self.work.stop.is_set():
                     raise
-                code = getattr(error, "code", "EngineFault")
-                self.work.faults.set(self._point.name, code if isinstance(code, str) else "EngineFault", str(error))
+                self.work.faults.met(self._point.name, error)
                 self.work.stop.wait(wait)
                 wait = min(wait * 2, 60.0)
         self._moment_now()

@@ -36,6 +36,14 @@ class Faults:
             self._progress.say("trouble", part=part, code=code, text=text[:LONGEST_TEXT])
         return not same
 
+    def met(self, part: str, error: Exception) -> None:
+        """An error ended what `part` was doing."""
+        code = getattr(error, "code", None)
+        if not isinstance(code, str):
+            code = "DiskFault" if isinstance(error, OSError) else UNKNOWN
+        if self.set(part, code, str(error) or type(error).__name__) and code == UNKNOWN:
+            traceback.print_exception(error, file=sys.stderr)
+
     def clear(self, part: str) -> None:
         """`part` works."""
         with self._lock:
@@ -91,15 +99,8 @@ class Loop:
             except Exception as error:  # whatever it is, backups must go on, and somebody must hear of it
                 pause, wait = wait, min(wait * 2, self._longest)
                 if not self._stop.is_set():
-                    self._met(error)
+                    self._faults.met(self.name, error)
             self._pause(pause)
-
-    def _met(self, error: Exception) -> None:
-        code = getattr(error, "code", None)
-        if not isinstance(code, str):
-            code = "DiskFault" if isinstance(error, OSError) else UNKNOWN
-        if self._faults.set(self.name, code, str(error) or type(error).__name__) and code == UNKNOWN:
-            traceback.print_exc(file=sys.stderr)
 
     def _pause(self, seconds: float) -> None:
         end = time.monotonic() + seconds

@@ -98,6 +98,12 @@ class Session:
             self._row("SELECT lsn::text FROM pg_create_physical_replication_slot(%s, true)", self._slot)[0]
         )
 
+    def advance_slot(self, place: int) -> None:
+        """Tell the server that all WAL before `place` is safe. Only while nobody receives."""
+        slot = self.slot()
+        if slot is not None and not slot.active and slot.restart is not None and slot.restart < place:
+            self._row("SELECT 1 FROM pg_replication_slot_advance(%s, %s::pg_lsn)", self._slot, lsn.text(place))
+
     def drop_slot(self) -> None:
         """Let the server remove what it kept for us."""
         if self.slot() is not None:

@@ -23,7 +23,8 @@ from provisioning.providers.local.processes import Command, describe_exit, spawn
 
 STATUS_SECONDS = 1
 """How often it tells the server how far it has written: that is what a tail is measured by."""
-FIRST_WAIT, LONGEST_WAIT, STEADY = 0.5, 10.0, 30.0
+FIRST_WAIT, LONGEST_WAIT, STEADY, STEADY_SOON = 0.5, 10.0, 30.0, 3.0
+LAST_LINES = 4
 END_SECONDS = 3.0
 PARTIAL = ".partial"
 
@@ -32,24 +33,38 @@ class Receiver:
     """One pg_receivewal that writes to `folder`, until `stop`."""
 
     def __init__(
-        self, postgres: Postgres, tools: Tools, folder: Path, progress: Progress, on_end: Callable[[], None]
+        self,
+        postgres: Postgres,
+        tools: Tools,
+        folder: Path,
+        progress: Progress,
+        *,
+        before_start: Callable[[], None],
+        on_end: Callable[[], None],
     ) -> None:
         self._postgres = postgres
         self._tools = tools
         self._folder = folder
         self._progress = progress
+        self._before_start = before_start
         self._on_end = on_end
         self._stop = threading.Event()
         self._process: subprocess.Popen[str] | None = None
         self._thread = threading.Thread(target=self._keep, name="receiver", daemon=True)
+        self._began = 0.0
         self.trouble = ""
-        """What it said when it ended by itself last; empty while it runs."""
+        """What it said when it ended by itself last."""
 
     @property
     def pid(self) -> int | None:
         """Its process, while it runs."""
         process = self._process
         return process.pid if process is not None and process.poll() is None else None
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether it has run for a while."""
+        return self.pid is not None and time.monotonic() - self._began > STEADY_SOON
 
     def start(self) -> None:
         """Make the folder and keep a receiver in it."""
@@ -71,7 +86,7 @@ class Receiver:
     def _keep(self) -> None:
         wait = FIRST_WAIT
         while not self._stop.is_set():
-            began = time.monotonic()
+            self._began = began = time.monotonic()
             try:
                 said = self._run()
             except OSError as error:
@@ -86,6 +101,7 @@ class Receiver:
 
     def _run(self) -> str:
         remove_unfinished(self._folder)
+        self._before_start()
         with subprocess.Popen(
             spawn_argv(command := self._command()),
             cwd="/",
@@ -99,15 +115,14 @@ class Receiver:
         ) as process:
             self._process = process
             assert process.stderr is not None  # noqa: S101 (for the type checker: it is a pipe)
-            last = ""
+            last: list[str] = []
             for line in process.stderr:
-                last = line.strip() or last
-                if "started streaming" in line or "starting log streaming" in line:
-                    self.trouble = ""
-                    self._progress.say("receiving", text=last)
+                last = [*last, line.strip()][-LAST_LINES:]
+                if "starting log streaming" in line:
+                    self._progress.say("receiving", text=last.pop())
             code = process.wait()
         self._process = None
-        return f"{last or 'It said nothing.'} ({describe_exit(code)})"
+        return f"{' '.join(last) or 'It said nothing.'} ({describe_exit(code)})"
 
     def _command(self) -> Command:
         slot = self._postgres.settings.slot

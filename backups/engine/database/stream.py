@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import time
@@ -20,6 +21,8 @@ from backups.engine.state import ENDED_KEPT, Ended, Line
 from backups.engine.stores.base import NoSuchObject
 from backups.engine.work import Work
 
+STORE, RECEIVER = "store", "receiver"
+"""Parts that may be at fault by themselves."""
 TURN, URGENT_TURN, BEHIND_TURN = 1.0, 0.2, 2.0
 SHORT_LIVED, LONGEST_WAIT = 600.0, 600.0
 """A line that lives shorter than this makes the next one wait, each time longer."""
@@ -92,6 +95,7 @@ class Stream:
     def _turn(self) -> float:
         shipper = self.shipper
         assert shipper is not None  # noqa: S101 (for the type checker: the caller opened it)
+        self._check_receiver()
         if time.monotonic() >= self._ship_at:
             self._ship(shipper)
         urgent = shipper.urgent and time.monotonic() >= self._ship_at
@@ -115,7 +119,14 @@ class Stream:
                 shutil.rmtree(each, ignore_errors=True)
         work = self._work
         shipper = Shipper(work.vault, work.keys, work.memory, line, folder)
-        self.receiver = Receiver(work.postgres, work.settings.tools, folder, work.progress, self._look_soon)
+        self.receiver = Receiver(
+            work.postgres,
+            work.settings.tools,
+            folder,
+            work.progress,
+            before_start=lambda: self._advance(line),
+            on_end=self._look_soon,
+        )
         self.receiver.start()
         self.shipper, self._resumed, self._look_at, self._ship_at = shipper, False, 0.0, 0.0
         work.progress.say("line", line=line.id, stored=lsn.text(line.stored))
@@ -161,12 +172,23 @@ class Stream:
             shipper.ship(uploads=policy.uploads, level=policy.compression)
         except FileNotFoundError:
             return  # the receiver is about to make the folder, or renamed a file: the next turn sees it
-        except Exception:
+        except LineLostError:
+            raise
+        except Exception as error:  # of the store or the keys; the receiver and the database are looked after meanwhile
             self._ship_wait = min(max(self._ship_wait * 2, 1.0), 15.0)
             self._ship_at = time.monotonic() + self._ship_wait
-            self._check_spool(shipper)
-            raise
+            self._work.faults.met(STORE, error)
+            return
         self._ship_wait = 0.0
+        self._work.faults.clear(STORE)
+
+    def _check_receiver(self) -> None:
+        receiver = self.receiver
+        if receiver is None or receiver.is_steady:
+            self._work.faults.clear(RECEIVER)
+        elif receiver.trouble:
+            code = "DiskFull" if os.strerror(errno.ENOSPC) in receiver.trouble else "ReceiverDown"
+            self._work.faults.set(RECEIVER, code, f"WAL is not received: {receiver.trouble}")
 
     def _look(self, shipper: Shipper) -> None:
         """Ask the database how it is, and store the tail."""
@@ -199,6 +221,12 @@ class Stream:
                 f"More than {most} bytes of WAL waited for a store that did not take them. They were given up, rather "
                 "than fill the server's disk. What is stored stays; a new line begins when the store answers.",
             )
+
+    def _advance(self, line: Line) -> None:
+        """Let the receiver begin behind what is stored. It tells the server how far it is too seldom: where a full disk
+        ends it again and again, it would receive the same segments for ever."""
+        with contextlib.suppress(DatabaseError), self._work.postgres.session() as session:
+            session.advance_slot(lsn.begin_of(line.stored))
 
     def _look_soon(self) -> None:
         self._look_at = 0.0

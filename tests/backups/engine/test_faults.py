@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import shutil
+import subprocess
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -16,11 +18,13 @@ import pytest
 
 from backups.engine import names
 from backups.engine.hearth import Order
+from backups.engine.settings import FolderStoreAt
 from backups.engine.state import State
 from backups.engine.stores.base import Stored, StoreError
 from backups.engine.stores.folder import FolderStore
 from tests.backups.engine.conftest import QUICK, Bench, wait_for
 from tests.backups.hearths import Hearth
+from tests.left_out import leave_out
 
 ROWS = "SELECT md5(string_agg(id::text, ',' ORDER BY id)) || count(*) FROM message"
 BULK = "SELECT pg_logical_emit_message(true, 'test', repeat('x', 20000000))"
@@ -97,20 +101,24 @@ def test_a_store_that_is_away_for_a_while_costs_nothing(bench: Bench, store: Sto
     assert len(bench.events("line")) == 1
 
 
-@pytest.mark.parametrize("part", ["/wal/", "/moments/"])
+@pytest.mark.parametrize("part", ["/wal/", "/moments/", "points/2"])
 def test_what_was_kept_and_not_heard_is_taken_as_it_is(bench: Bench, store: Store, part: str) -> None:
     bench.start()
     bench.point()
-    for _ in range(3):
+    for _ in range(2):
         store.forgetful = part
         write(bench)
+        bench.engine.order(Order(id=uuid.uuid4(), kind="backup", reason="manual"))  # type: ignore[union-attr]
         wait_for(lambda: not store.forgetful)
         # As a crash at that moment: nothing of it was written down.
         bench.stop()
         bench.start()
     write(bench)
+    bench.covered()
+    told = {each["point"] for each in bench.events("point-stored")}
     bring_back(bench)
     assert len({each["line"] for each in bench.events("line")}) == 1
+    assert {point.id for point in bench.restorer.points()} == told
 
 
 def test_a_whole_segment_that_was_kept_and_not_heard(bench: Bench, store: Store) -> None:
@@ -222,6 +230,40 @@ def test_a_lost_state_folder_costs_a_line_and_no_backup(bench: Bench, store: Sto
     assert second.line != first.line
     bring_back(bench, 1)
     assert bench.restored(first).value(ROWS) == rows
+
+
+def test_another_store_is_another_line(bench: Bench, store: Store) -> None:
+    bench.start()
+    bench.point()
+    bench.stop()
+    bench.store = Store("other", bench.folder / "other", make=True)
+    bench.start(store=FolderStoreAt(path=str(bench.folder / "other"), make=True))
+    wait_for(bench.restorer.points)
+    write(bench)
+    bring_back(bench)
+
+
+def test_a_full_disk_costs_nothing_once_there_is_room(bench: Bench, store: Store) -> None:
+    if os.geteuid() != 0:
+        leave_out("only root may mount a small disk.")
+    state = bench.folder / "state"
+    state.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60m,mode=755", "hearth-test", str(state)], check=True)
+    try:
+        bench.start()
+        bench.point()
+        store.away = True
+        for _ in range(4):
+            write(bench)
+            bench.cluster.value(BULK)
+        wait_for(lambda: any("No space left" in each["text"] for each in bench.events("receiver-ended")))
+        store.away = False
+        write(bench)
+        bring_back(bench)
+        assert not bench.events("line-ended")
+    finally:
+        bench.stop()
+        subprocess.run(["umount", "--lazy", str(state)], check=True)
 
 
 def test_another_database_is_another_line(bench: Bench, store: Store) -> None:
