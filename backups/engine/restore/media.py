@@ -26,6 +26,8 @@ from backups.engine.objects import Vault
 from backups.engine.restore.disk import create, write_all
 from backups.engine.restore.errors import Cancelled
 from backups.engine.restore.telling import Telling
+from backups.engine.stores.base import StoreError
+from security.streams import StreamError
 
 READERS = 4
 PASSING = ".restoring"
@@ -113,7 +115,11 @@ class MediaFetch:
                 writing.finish(file)
                 self._place(writing.path, some[file.at])
                 writing = None
-        except MediaError as error:
+        except (MediaError, StreamError) as error:
+            raise ObjectDamaged(ref.name, str(error)) from None
+        except StoreError as error:
+            if error.code not in {"StoreDamaged", "NoSuchObject"}:
+                raise
             raise ObjectDamaged(ref.name, str(error)) from None
         self._telling.add("media", ref.size)
 
