@@ -257,6 +257,7 @@ class Catalogue:
                 raise ManifestError(f"The manifest {found.name} is another server's.")
             if isinstance(each, Moment) and names.moment(each.line, identity) != found.name:
                 raise ManifestError(f"The manifest {found.name} is another line's.")
+            _check_sense(each)
         except ManifestError as error:
             self.damaged[found.name] = str(error)
             return
@@ -274,6 +275,34 @@ def name_of(found: Sealed) -> str:
     if isinstance(found, Moment):
         return names.moment(found.line, found.id)
     return names.media_run(found.id) if isinstance(found, MediaRun) else names.point(found.id)
+
+
+def _check_sense(found: Sealed) -> None:
+    """Raise `ManifestError` where a manifest says what no engine writes, so that nobody has to expect it later."""
+    try:
+        names.time_of(found.id)
+        sound = found.at.tzinfo is not None
+        if isinstance(found, Point):
+            names.time_of(found.line)
+            sound &= lsn.number(found.begin) <= lsn.number(found.end)
+            sound &= (found.base.name, found.configuration.name) == (
+                names.base(found.id),
+                names.configuration(found.id),
+            )
+        elif isinstance(found, Moment):
+            names.time_of(found.line)
+            sound &= lsn.number(found.lsn) >= 0 <= found.number
+            sound &= all(ref.name.startswith(f"{names.LINES}{found.line}/wal/") for ref in found.wal)
+        elif isinstance(found, MediaRun):
+            sound &= found.chain >= 0 and found.index.name == names.media_index(found.id)
+            for packs in found.packs:
+                names.time_of(packs.run)
+        media = found.previous if isinstance(found, MediaRun) else getattr(found, "media", None)
+        sound &= media is None or media.name.startswith(names.MEDIA_RUNS)
+    except ValueError:
+        sound = False
+    if not sound:
+        raise ManifestError(f"The manifest {name_of(found)} says what no engine writes. Try another copy.")
 
 
 def _append(some: list[Window], found: Window) -> None:

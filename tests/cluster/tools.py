@@ -77,6 +77,7 @@ TOOLS = {
     "cloudnative-pg": Tool("cloudnative-pg", "github.com/cloudnative-pg/cloudnative-pg/cmd/manager"),
     "minio": Tool("minio", "github.com/minio/minio"),
     "versitygw": Tool("versitygw", "github.com/versity/versitygw/cmd/versitygw"),
+    "restic": Tool("restic", "github.com/restic/restic/cmd/restic"),
 }
 CLUSTER = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok")
 UNUSED = 30 * 24 * 3600.0
