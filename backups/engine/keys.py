@@ -26,7 +26,7 @@ class KeysAwayError(HearthAwayError):
 
 class Keys:
     """Fresh keys by purpose. While Hearth is away the last stretch's key serves on: it is published long since, and
-    seconds of WAL in a store are worth more than a key of their own (decision 20). Safe for several threads.
+    seconds of WAL in a store are worth more than a key of their own (decision 21). Safe for several threads.
     """
 
     def __init__(self, service: KeyService, every: float, progress: Progress) -> None:
@@ -34,7 +34,7 @@ class Keys:
         # Apart, so that a call for a base backup's key never holds up the write-ahead log.
         self._stretches, self._pieces = Stretch(service), Stretch(service)
         self._progress = progress
-        self._last: dict[tuple[str, str], DataKey] = {}
+        self._last: dict[str, DataKey] = {}
         self._away_until = 0.0
         self._lock = threading.Lock()
 
@@ -45,7 +45,7 @@ class Keys:
     def stretch(self, purpose: str, of: str) -> DataKey:
         """Return the key of the present stretch of time. Raises `KeysAwayError` when there was none yet."""
         with self._lock:
-            last = self._last.get((purpose, of))
+            last = self._last.get(purpose)
             if last is not None and time.monotonic() < self._away_until:
                 return last
             try:
@@ -56,7 +56,7 @@ class Keys:
                 self._away_until = time.monotonic() + AGAIN
                 self._progress.say("key-kept", text=str(error))
                 return last
-            self._last = {(purpose, of): found}
+            self._last[purpose] = found
             return found
 
 

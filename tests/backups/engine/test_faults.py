@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import os
@@ -17,6 +18,7 @@ import msgspec
 import pytest
 
 from backups.engine import names
+from backups.engine.database.postgres import Now, Session
 from backups.engine.hearth import Order
 from backups.engine.settings import FolderStoreAt
 from backups.engine.state import State
@@ -357,6 +359,28 @@ def test_after_a_final_backup_nothing_is_kept_for_it(bench: Bench, store: Store)
     bench.stop()
     point = next(each for each in bench.restorer.points() if each.id == told.point)
     assert bench.restored(point).value(ROWS) == bench.cluster.value(ROWS)
+
+
+def test_a_clock_that_steps_back_breaks_no_chain(bench: Bench, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.start()
+    point = bench.point()
+    write(bench)
+    bench.covered()
+    right = Session.now
+
+    def wrong(session: Session) -> Now:
+        now = right(session)
+        return dataclasses.replace(now, at=now.at - timedelta(hours=1))
+
+    told = len(bench.events("moment"))
+    monkeypatch.setattr(Session, "now", wrong)
+    write(bench)
+    wait_for(lambda: len(bench.events("moment")) > told)
+    monkeypatch.setattr(Session, "now", right)
+    write(bench)
+    bring_back(bench)
+    times = [moment.at for moment in bench.restorer.moments(point.line)]
+    assert times != sorted(times)
 
 
 def test_a_point_from_the_future_does_not_put_off_the_next(bench: Bench, store: Store) -> None:
