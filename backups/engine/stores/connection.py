@@ -114,6 +114,11 @@ class Connection:
 
     def __init__(self, where: Bucket, name: str, *, connections: int = 32, anonymous: bool = False) -> None:
         _check_endpoint(where.endpoint)
+        if where.trust and not where.trust.is_file():
+            raise misused(f"The file {where.trust} of who may vouch for {name} is not there. Correct its path.")
+        if where.credentials and not (where.credentials.key_id and where.credentials.secret):
+            # Half of a key would silently become the environment's.
+            raise misused(f"The access key of the store {name} is not whole. Give its id and its secret.")
         self.where = where
         self.name = name
         path_style = where.path_style if where.path_style is not None else bool(where.endpoint)
@@ -280,8 +285,12 @@ class Stopped(BaseException):
 
 
 def _client(**options: Any) -> Any:
-    with _making:  # a session makes one client at a time
-        return _session.client("s3", **options)
+    try:
+        with _making:  # a session makes one client at a time
+            return _session.client("s3", **options)
+    except (exceptions.BotoCoreError, ValueError) as error:
+        kind = type(error).__name__
+        raise misused(f"The store's address or its credentials make no sense ({kind}). Correct them.") from None
 
 
 def _check_endpoint(endpoint: str) -> None:

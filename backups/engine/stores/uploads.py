@@ -159,11 +159,11 @@ class Multipart:
         """Send all parts and put them together."""
         try:
             self._begin()
-            self._send(first)
         except BaseException:
             first.release()
             raise
         try:
+            self._send(first)
             for part in others:
                 self._send(part)
             self._collect(down_to=0)
@@ -179,7 +179,11 @@ class Multipart:
 
     def _send(self, part: Part) -> None:
         body = Body(part.data)
-        future = self._uploads.threads.submit(self._uploads.send_part, self._name, self._upload, part, body)
+        try:
+            future = self._uploads.threads.submit(self._uploads.send_part, self._name, self._upload, part, body)
+        except RuntimeError:  # the store was closed meanwhile
+            part.release()
+            raise misused(f"The store was closed while {self._name} was written. Nothing was kept.") from None
         future.add_done_callback(lambda _: part.release())
         self._sending[future] = body
         self._collect(down_to=IN_FLIGHT - 1)

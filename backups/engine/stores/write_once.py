@@ -42,15 +42,18 @@ class WriteOnce:
 
         An answer may be lost and the write sent again: then it is our own object that took the name, as `token` tells.
         """
-        if not self.supported(parts=parts):
-            with self._names[hash(name) % _LOCKS]:
-                return self._look_first(name, token, write)
         try:
-            return write(**_CONDITION)
-        except PreconditionFailed:
+            if self.supported(parts=parts):
+                return write(**_CONDITION)
+            with self._names[hash(name) % _LOCKS]:
+                self._look(name)
+                return write()
+        except (PreconditionFailed, NoSuchObject):  # a completed upload is not there any more for a second completing
             return self._ours(name, token)
-        except NoSuchObject:  # a completed upload that is completed again is not there any more
-            return self._ours(name, token)
+        except StoreError as error:
+            if error.code != "StoreAway":
+                raise
+            return self._done_after_all(name, token, error)
 
     def supported(self, *, parts: bool = False) -> bool:
         """Return whether the server refuses to write a taken name, by one call or by completing parts."""
@@ -59,15 +62,19 @@ class WriteOnce:
                 self._known[parts] = self._ask_parts() if parts else self._ask()
             return self._known[parts]
 
-    def _look_first(self, name: str, token: str, write: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-        try:
+    def _look(self, name: str) -> None:
+        with contextlib.suppress(NoSuchObject):
             self._connection.head(name)
-        except NoSuchObject:
-            try:
-                return write()
-            except NoSuchObject:
-                return self._ours(name, token)
-        raise ObjectExists(name)
+            raise ObjectExists(name)
+
+    def _done_after_all(self, name: str, token: str, error: StoreError) -> dict[str, Any]:
+        """Return our object where only the answers were lost; else raise what went wrong."""
+        try:
+            return self._ours(name, token)
+        except ObjectExists:
+            raise
+        except StoreError:
+            raise error from None
 
     def _ours(self, name: str, token: str) -> dict[str, Any]:
         try:

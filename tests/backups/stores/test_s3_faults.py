@@ -109,10 +109,23 @@ def test_a_lasting_fault_while_writing(
     store.close()
 
 
-def test_another_writers_object_is_never_taken_for_ours(store: S3Store, direct: S3Store, proxy: S3Faults) -> None:
+@pytest.mark.parametrize(("size", "pattern"), [(WHOLE, PUT), (PARTS, COMPLETE)])
+def test_a_server_whose_answers_are_all_lost(store: S3Store, proxy: S3Faults, size: int, pattern: str) -> None:
+    """It did what it was asked, so the object is there, and it is ours."""
+    store.put("wal/0", [noise(PARTS)])
+    with proxy.rule(pattern, lose_answer=True):
+        stored = store.put("wal/1", [noise(size)])
+    assert store.head("wal/1").mark == stored.mark
+    assert read(store, "wal/1") == noise(size)
+
+
+@pytest.mark.parametrize("times", [1, None])
+def test_another_writers_object_is_never_taken_for_ours(
+    store: S3Store, direct: S3Store, proxy: S3Faults, times: int | None
+) -> None:
     """Our put failed on its way; meanwhile somebody else took the name; then it is sent again."""
     direct.put("wal/1", [b"theirs"])
-    with proxy.rule(PUT, times=1, status=500), pytest.raises(ObjectExists):
+    with proxy.rule(PUT, times=times, status=500), pytest.raises(ObjectExists):
         store.put("wal/1", [b"ours"])
     assert read(direct, "wal/1") == b"theirs"
 
@@ -415,6 +428,20 @@ def test_nothing_goes_over_the_network_in_plain(endpoint: str) -> None:
     with pytest.raises(StoreError, match="must be `https://host:port`") as caught:
         S3Store("far", Bucket("bucket", endpoint, credentials=Credentials("a", "b")))
     assert caught.value.code == "StoreMisused"
+
+
+def test_addresses_that_make_no_sense(tmp_path: Path) -> None:
+    known = Credentials("a", "b")
+    for where in (
+        Bucket("bucket", "https://", credentials=known),
+        Bucket("bucket", "https://bad host", credentials=known),
+        Bucket("bucket", "https://s3.example.org", credentials=known, trust=tmp_path / "none.pem"),
+        Bucket("bucket", credentials=Credentials("a", "")),
+        Bucket("bucket", credentials=known, region="not a region"),
+    ):
+        with pytest.raises(StoreError) as caught:
+            S3Store("far", where)
+        assert (caught.value.code, caught.value.retry) == ("StoreMisused", False)
 
 
 @pytest.mark.parametrize("prefix", ["/a", "a/", "../a", "a b"])
