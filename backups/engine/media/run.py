@@ -25,7 +25,7 @@ from backups.engine.media import index
 from backups.engine.media.errors import MediaError
 from backups.engine.media.packs import Packer, Stored
 from backups.engine.media.scan import Group, Look, Seen, Source
-from backups.engine.media.state import Run, State, known_group
+from backups.engine.media.state import Run, State, known_group, packed_group
 from backups.engine.objects import FILES, Vault
 from backups.engine.progress import Progress
 from backups.engine.stores.base import NoSuchObject
@@ -221,11 +221,14 @@ class _Running:
     def _look(self, batch: _Batch, found: Look) -> None:
         before = self._state.files_of(found.name)
         changed = [(path, seen) for path, seen in found.files.items() if before.get(path) != seen]
+        gone = before.keys() - found.files.keys()
+        self._left_out += found.left_out
+        if not changed and not gone and self._known.get(found.name) == packed_group(found.group):
+            return
         batch.changed += changed
-        batch.gone += before.keys() - found.files.keys()
+        batch.gone += gone
         batch.bytes += sum(seen.size for _, seen in changed)
         batch.groups[found.name] = found.group
-        self._left_out += found.left_out
 
     def _finish(self, batch: _Batch, *, whole: bool) -> None:
         """Store what a batch has and write down that it is stored."""

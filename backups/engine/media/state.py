@@ -152,8 +152,8 @@ class State:
             if group is None:
                 self._database.execute("DELETE FROM groups WHERE name = ?", (name,))
             else:
-                seen = msgspec.msgpack.encode(group)
-                self._database.execute("INSERT OR REPLACE INTO groups VALUES (?, ?)", (name, seen))
+                row = (name, packed_group(group))
+                self._database.execute("INSERT OR REPLACE INTO groups VALUES (?, ?)", row)
 
     def files_of(self, group: str) -> dict[str, Seen]:
         """Return the files of a group by their paths."""
@@ -291,3 +291,8 @@ class State:
 def known_group(packed: bytes | None) -> Group | None:
     """Return what `State.groups` has of one group."""
     return None if packed is None else _DECODER.decode(packed)
+
+
+def packed_group(group: Group) -> bytes:
+    """Return a group as `State.groups` has it."""
+    return msgspec.msgpack.encode(group)
