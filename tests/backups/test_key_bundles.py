@@ -23,10 +23,9 @@ from security.keyring import publish, recovery
 from security.keyring.places import FolderPlace, PlaceError
 from security.keyring.seams import seams
 from tests.backups.s3_faults import S3Faults
-from tests.backups.s3_servers import S3Server, minio, open_store, plain_s3, s3_server, second_s3
+from tests.backups.s3_servers import S3Server, open_store
 from tests.security.places import lose, make, opens
 
-__all__ = ["minio", "plain_s3", "s3_server", "second_s3"]
 pytestmark = [pytest.mark.django_db, pytest.mark.xdist_group("s3")]
 NAME = "20261101T120000Z-delta-0b1c.hkb"
 

@@ -9,9 +9,7 @@ import pytest
 
 from backups.engine.stores.base import Store
 from backups.engine.stores.folder import FolderStore
-from tests.backups.s3_servers import minio, open_store, plain_s3, s3_server, second_s3
-
-__all__ = ["minio", "plain_s3", "s3_server", "second_s3"]
+from tests.backups.s3_servers import open_store
 
 
 @pytest.fixture(params=["folder", "minio", "second_s3", "plain_s3"])
