@@ -14,7 +14,7 @@ import sys
 import threading
 from pathlib import Path
 
-from backups.engine.agent import Engine, end_process_when_hanging
+from backups.engine.agent import Engine
 from backups.engine.build import build
 from backups.engine.settings import SettingsError, load
 from backups.engine.state import StateError
@@ -50,10 +50,11 @@ def run(engine: Engine) -> int:
     threading.Thread(target=_stop_when, args=(reader, engine), name="signals", daemon=True).start()
     gc.freeze()  # what was imported stays: the collector need not look at it again
     try:
-        engine.run()
+        hanging = engine.run()
     except StateError as error:
         return _refused(error)
-    end_process_when_hanging()
+    if hanging:
+        os._exit(0)  # a disk or a server that does not answer must not keep this process
     return 0
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 from collections import deque
 from datetime import UTC, datetime
@@ -84,8 +83,11 @@ class Engine:
         self._point = Loop("points", self._take_due, stop, faults, longest=POINT_WAIT)
         self._sync = Loop("sync", self._tell, stop, faults)
 
-    def run(self) -> None:
-        """Back up until `stop`. Raises `StateError` when the state folder can't be used."""
+    def run(self) -> list[str]:
+        """Back up until `stop`; return what hangs in a call that nothing can interrupt.
+
+        Raises `StateError` when the state folder can't be used.
+        """
         work = self.work
         work.memory.open(work.settings.of)
         work.progress.say("started", pid=os.getpid(), server=work.settings.server, store=work.vault.store.name)
@@ -94,7 +96,7 @@ class Engine:
             loop.start()
         while not work.stop.wait(STATUS_SECONDS):
             self._leave_status()
-        self._end(loops)
+        return self._end(loops)
 
     def stop(self) -> None:
         """End soon."""
@@ -109,7 +111,7 @@ class Engine:
         self._orders.append(order)
         self._point.wake.set()
 
-    def _end(self, loops: list[Loop]) -> None:
+    def _end(self, loops: list[Loop]) -> list[str]:
         """Leave nothing behind: first the children, then what waits for them."""
         end = time.monotonic() + END_SECONDS
         self.points.taker.cancel()
@@ -119,6 +121,7 @@ class Engine:
         self._leave_status()
         self.work.progress.say("stopped", hanging=hanging)
         self.work.memory.close()
+        return hanging
 
     # --- restore points ------------------------------------------------------------------------------------------
 
@@ -259,9 +262,3 @@ class Engine:
             with contextlib.suppress(OSError):
                 self.work.memory.tell(msgspec.to_builtins(status))
                 self._status = status
-
-
-def end_process_when_hanging() -> None:
-    """End at once where a thread hangs in a call that nothing can interrupt, such as a disk that does not answer."""
-    if any(thread is not threading.main_thread() and not thread.daemon for thread in threading.enumerate()):
-        os._exit(0)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
+import uuid
 
+from backups.engine.hearth import Order
+from tests.backups.clusters import run
 from tests.backups.engine.conftest import Bench, wait_for
 
 
@@ -38,6 +42,28 @@ def test_it_brings_back_any_second_also_a_quiet_one(bench: Bench) -> None:
 
     assert bench.restored(point, until=str(first)).value("SELECT array_agg(id ORDER BY id) FROM message") == [1]
     assert bench.restored(point, until=str(last)).value("SELECT array_agg(id ORDER BY id) FROM message") == [1, 2]
+
+
+def test_a_base_backup_under_load(bench: Bench) -> None:
+    where = ("-h", str(bench.cluster.folder), "-U", "postgres")
+    run(bench.cluster.folder, "pgbench", *where, "-i", "-q", "-s", "2", "postgres")
+    engine = bench.start()
+    bench.point()
+    load = threading.Thread(
+        target=run, args=(bench.cluster.folder, "pgbench", *where, "-c", "3", "-T", "6", "-n", "postgres")
+    )
+    load.start()
+    engine.order(Order(id=uuid.uuid4(), kind="backup", reason="manual"))
+    point = bench.point(1)
+    load.join()
+    bench.covered()
+    bench.stop()
+
+    restored = bench.restored(point)
+
+    for table in ("accounts", "tellers", "branches", "history"):
+        query = "SELECT md5(string_agg(t::text, ',' ORDER BY t::text)) FROM pgbench_" + table + " t"  # noqa: S608 (ours)
+        assert restored.value(query) == bench.cluster.value(query)
 
 
 def test_a_database_at_rest_costs_no_objects(bench: Bench) -> None:

@@ -170,6 +170,22 @@ def test_a_base_backup_that_is_cut_off_leaves_nothing_behind(bench: Bench, engin
     assert {each.name for each in bench.store.listing("points")} == before
 
 
+def test_a_store_that_hangs_does_not_hold_up_the_end(bench: Bench, engine: Engine) -> None:
+    wait_for(lambda: engine.events("point-stored"))
+    engine.keys.path.with_suffix(".hang").touch()
+    bench.cluster.value("INSERT INTO message VALUES (1, '')")
+    bench.cluster.value("SELECT pg_switch_wal()")
+    time.sleep(3)
+    family = engine.children("pg_receivewal")
+
+    began = time.monotonic()
+    assert engine.end(signal.SIGTERM) == 0
+
+    assert time.monotonic() - began < END_SECONDS + 5
+    assert "wal" in engine.events("stopped")[-1]["hanging"]
+    assert not [each for each in family if each.is_running()]
+
+
 def test_two_engines_do_not_share_a_state_folder(bench: Bench, engine: Engine) -> None:
     wait_for(lambda: engine.events("started"))
     first = engine.process
