@@ -1,0 +1,184 @@
+"""Restores under load, and those that are cut off: killed, cancelled, out of room. The same call again is right."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+
+from backups.engine.restore import disk
+from backups.engine.restore.errors import RestoreError
+from backups.engine.restore.request import Request
+from tests.backups.engine.conftest import wait_for
+from tests.backups.restore.conftest import Server, end
+from tests.left_out import leave_out
+
+KILLS = 6
+WRITERS = 3
+CLOSE = timedelta(milliseconds=20)
+"""Two sessions that commit at one moment may write that down in either order."""
+
+
+class Busy:
+    """A server that was written to by several sessions while it was backed up."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.moment: datetime
+        self._known: dict[int, tuple[str, datetime]] = {}
+
+    def fill(self) -> Busy:
+        cluster = self.server.cluster
+        cluster.stop()
+        cluster.settings["track_commit_timestamp"] = "on"
+        cluster.start()
+        cluster.value("CREATE TABLE message (id int PRIMARY KEY, body text)")
+        for size in (10, 1000, 100_000, 9 << 20):
+            self.server.files.add(os.urandom(size), thumbnails=2)
+        self.server.start()
+        self.server.point()
+        with self._written():
+            time.sleep(2)
+            cluster.value("SELECT pg_switch_wal()")
+            self.moment = cluster.value("SELECT clock_timestamp()")
+            time.sleep(1)
+            cluster.value("SELECT pg_switch_wal()")
+        with cluster.connect() as connection:
+            rows = connection.execute("SELECT id, body, pg_xact_commit_timestamp(xmin) FROM message").fetchall()
+        self._known = {number: (body, at) for number, body, at in rows}
+        self.server.covered()
+        self.server.stop()
+        cluster.stop()
+        return self
+
+    def check(self, request: Request) -> None:
+        """The rows of the wanted moment are there, whole, and no other; and all media."""
+        cluster = self.server.started(request)
+        with cluster.connect() as connection:
+            found = dict(connection.execute("SELECT id, body FROM message").fetchall())
+        cluster.stop()
+        assert (
+            found.items() <= {number: body for number, (body, at) in self._known.items() if at <= self.moment}.items()
+        )
+        assert {number for number, (_, at) in self._known.items() if at <= self.moment - CLOSE} <= found.keys()
+        assert 0 < len(found) < len(self._known)
+        media = Path(request.media)
+        files = {str(path.relative_to(media)): path.read_bytes() for path in media.rglob("*") if path.is_file()}
+        assert files == self.server.files.all()
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        stop = threading.Event()
+        threads = [threading.Thread(target=self._write, args=(number, stop)) for number in range(WRITERS)]
+        for each in threads:
+            each.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            for each in threads:
+                each.join()
+
+    def _write(self, number: int, stop: threading.Event) -> None:
+        with self.server.cluster.connect() as connection:
+            while not stop.is_set():
+                connection.execute("INSERT INTO message VALUES (%s, repeat(md5(%s), 40))", [number, str(number)])
+                number += WRITERS
+
+
+@pytest.fixture
+def busy(server: Server) -> Busy:
+    return Busy(server).fill()
+
+
+def _left(folder: Path) -> list[psutil.Process]:
+    """Processes that have to do with a folder."""
+    found = []
+    for each in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if any(str(folder / "r") in word for word in each.cmdline()):
+                found.append(each)
+    return found
+
+
+def test_a_restore_that_is_killed_again_and_again_ends_well(busy: Busy) -> None:
+    server = busy.server
+    request = server.request(to=busy.moment)
+    chance = random.Random(6)
+    for _ in range(KILLS):
+        process = server.process(request)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(chance.uniform(0.5, 4))
+        end(process, signal.SIGKILL)
+        wait_for(lambda: not _left(server.folder))
+
+    process = server.process(request)
+    told, _ = process.communicate(timeout=120)
+
+    assert process.returncode == 0, told
+    busy.check(request)
+    assert sorted(each.name for each in Path(request.work).iterdir()) == ["lock", "state.json"]
+
+
+@pytest.mark.parametrize("step", ["base", "replay", "finish"])
+def test_a_cancelled_restore_leaves_no_process_and_can_go_on(busy: Busy, step: str) -> None:
+    server = busy.server
+    request = server.request(to=busy.moment)
+    process = server.process(request)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if f'"step":"{step}"'.encode() in line:
+            break
+
+    code, told = end(process, signal.SIGTERM)
+
+    assert (code, told[-1].get("code")) == (3, "Cancelled") or (code, told[-1]["event"]) == (0, "restored")
+    wait_for(lambda: not _left(server.folder))
+    if code:
+        server.restore(request)
+    busy.check(request)
+
+
+@pytest.mark.parametrize("seen_before", [True, False])
+def test_a_full_disk_is_told_and_gone_on_from(
+    busy: Busy, monkeypatch: pytest.MonkeyPatch, *, seen_before: bool
+) -> None:
+    if os.geteuid() != 0:
+        leave_out("only root may mount a small disk.")
+    server = busy.server
+    place = server.folder / "r"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60m,mode=755", "hearth-test", str(place)], check=True)
+    try:
+        request = server.request(to=busy.moment)
+        with monkeypatch.context() as patch:
+            if not seen_before:
+                patch.setattr(disk, "check_room", lambda *_: None)
+            error = _refusal(server, request)
+        assert (error.code, error.retry) == ("DiskFull", True)
+        assert "Make room" in str(error)
+        assert Path(request.data).exists() is not seen_before
+
+        subprocess.run(["mount", "-o", "remount,size=600m", str(place)], check=True)
+        server.restore(request)
+        busy.check(request)
+    finally:
+        for each in server.living:
+            each.stop()
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def _refusal(server: Server, request: Request) -> RestoreError:
+    with pytest.raises(RestoreError) as caught:
+        server.restore(request)
+    return caught.value
