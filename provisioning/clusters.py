@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import uuid
+from functools import partial
 from ipaddress import IPv4Network, ip_network
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from cryptography.x509 import load_pem_x509_certificates
+from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
@@ -46,6 +49,14 @@ COLUMNS = (
     "network_prefix",
     "route",
     "prometheus",
+    "ingress_address",
+    "tls_minimum",
+    "ingress_namespace",
+    "monitoring",
+    "monitoring_namespace",
+    "hearth_namespace",
+    "dns_addresses",
+    "api_server_ranges",
     "priority_class",
     "overlay",
     "etcd_encrypted",
@@ -56,6 +67,10 @@ FIXED = (
     "s3_endpoint", "s3_bucket", "storage_class", "database_host", "database_port", "network_range", "network_prefix"
 )  # fmt: skip
 """What can't change while servers are there: their data or their addresses lie in it."""
+LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+ADDRESS = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?")
+LOOK_S = 5.0
+"""Seconds that a page waits for a cluster to say which one it is."""
 _providers: dict[uuid.UUID, tuple[int, KubernetesProvider]] = {}
 
 
@@ -75,7 +90,8 @@ def provider_of(region: Region) -> KubernetesProvider:
     held = _providers.get(region.pk)
     if held is None or held[0] != cluster.revision:
         # Whoever still works with the old one goes on with it; its connections go with it.
-        held = _providers[region.pk] = (cluster.revision, KubernetesProvider(client_of(cluster), place_of(cluster)))
+        made = KubernetesProvider(client_of(cluster), place_of(cluster), learn=partial(learn, cluster.pk))
+        held = _providers[region.pk] = (cluster.revision, made)
     return held[1]
 
 
@@ -97,8 +113,8 @@ def place_of(cluster: Cluster) -> Place:
     postgres = None
     if cluster.database_host:
         password = "" if cluster.database_password is None else str(cluster.database_password)
-        ranges = tuple(filter(None, (each.strip() for each in cluster.database_ranges.split(","))))
         host, port, user = cluster.database_host, cluster.database_port, cluster.database_user
+        ranges = split(cluster.database_ranges)
         postgres = Postgres(host, port, user, password, cluster.database_authority, ranges)
     return Place(
         base_domain=cluster.region.base_domain,
@@ -115,6 +131,16 @@ def place_of(cluster: Cluster) -> Place:
         route=cluster.route,
         prometheus=cluster.prometheus,
         priority_class=cluster.priority_class,
+        ingress_address=cluster.ingress_address,
+        tls_minimum=cluster.tls_minimum,
+        ingress_namespace=cluster.ingress_namespace,
+        monitoring=cluster.monitoring,
+        monitoring_namespace=cluster.monitoring_namespace,
+        hearth_namespace=cluster.hearth_namespace,
+        dns_addresses=split(cluster.dns_addresses),
+        api_server_ranges=split(cluster.api_server_ranges),
+        installation=settings.INSTALLATION,
+        cluster_uid=cluster.cluster_uid,
         overlay=cluster.overlay,
     )
 
@@ -166,11 +192,14 @@ def change(
     row = Cluster.objects.select_for_update(of=("self", "region")).select_related("region").get(pk=cluster.pk)
     look({**_shown(row), **columns}, kubeconfig)
     refuse_move(row, columns)
+    refuse_another(row, kubeconfig=kubeconfig, in_cluster=in_cluster)
     before = _shown(row)
     for key, value in columns.items():
         setattr(row, key, value)
     if kubeconfig or in_cluster:
         row.kubeconfig = kubeconfig or None
+        if not _has_servers(row):
+            row.cluster_uid = ""  # it may be another one: the next look tells
     given = {"s3_secret_key": s3_secret_key, "database_password": database_password}
     for key in SECRETS:
         if given[key]:
@@ -181,6 +210,39 @@ def change(
     told |= {key: "replaced" for key in SECRETS if given[key]}
     record(actor=actor, verb="region.change", object=row.region, before=before, after={**_shown(row), **told})
     return row
+
+
+def learn(region_id: uuid.UUID, uid: str) -> str:
+    """Keep which cluster a region is, unless that is known; return what is known then."""
+    Cluster.objects.filter(pk=region_id, cluster_uid="").update(cluster_uid=uid)
+    return Cluster.objects.values_list("cluster_uid", flat=True).get(pk=region_id)
+
+
+@sensitive_variables()
+def refuse_another(cluster: Cluster, *, kubeconfig: str | None, in_cluster: bool) -> None:
+    """Refuse the way into another cluster while servers are in this one. Nothing is said of one that does not answer:
+
+    the provider asks before it touches a server there.
+    """
+    if not (kubeconfig or in_cluster) or not cluster.cluster_uid or not _has_servers(cluster):
+        return
+    from provisioning.providers.kubernetes.client import connect  # noqa: PLC0415 (as above)
+    from provisioning.providers.kubernetes.whose import ANOTHER, uid_of  # noqa: PLC0415 (as above)
+
+    try:
+        client = connect(kubeconfig or None)
+        try:
+            uid = uid_of(client, patience=LOOK_S)
+        finally:
+            client.close()
+    except ProviderError:
+        return
+    if uid != cluster.cluster_uid:
+        raise Refused(f"{ANOTHER} Nothing was changed. For another cluster make a new region.", field="kubeconfig")
+
+
+def _has_servers(cluster: Cluster) -> bool:
+    return Server.objects.filter(region=cluster.region.code, deleted__isnull=True).exists()
 
 
 def check(*, actor: Any, cluster: Cluster) -> list[dict[str, str]]:
@@ -206,7 +268,7 @@ def refuse_move(cluster: Cluster, columns: dict[str, Any]) -> None:
     """Refuse other storage while servers are there: what exists stays where it is, and half of it would be lost."""
     now = _shown(cluster)
     moved = [key for key in FIXED if columns.get(key, now[key]) != now[key]]
-    if moved and Server.objects.filter(region=cluster.region.code, deleted__isnull=True).exists():
+    if moved and _has_servers(cluster):
         raise Refused(
             "This region has servers, and their data lies there. Nothing was changed. For other storage make a new "
             "region.",
@@ -238,6 +300,7 @@ def look(columns: dict[str, Any], kubeconfig: str | None) -> None:
         raise Refused("S3 needs an endpoint and a bucket. Nothing was changed.", field="s3_bucket")
     _look_at_postgres(columns)
     _look_at_network(columns)
+    _look_inside(columns)
     if (prometheus := columns.get("prometheus")) and urlsplit(prometheus).scheme not in {"http", "https"}:
         raise Refused("Prometheus needs an http or https address. Nothing was changed.", field="prometheus")
     if not isinstance(columns.get("overlay", {}), dict):
@@ -254,14 +317,32 @@ def _look_at_postgres(columns: dict[str, Any]) -> None:
             load_pem_x509_certificates(str(authority).encode())
         except ValueError:
             raise Refused("That is no certificate in PEM. Nothing was changed.", field="database_authority") from None
-    for each in filter(None, (part.strip() for part in str(columns.get("database_ranges") or "").split(","))):
+    _look_at_ranges(columns, "database_ranges")
+
+
+def _look_at_ranges(columns: dict[str, Any], field: str) -> None:
+    for each in split(str(columns.get(field) or "")):
         try:
             ip_network(each)
         except ValueError:
             raise Refused(
-                f"“{each[:50]}” is no range of addresses such as 10.9.0.0/24. Nothing was changed.",
-                field="database_ranges",
+                f"“{each[:50]}” is no range of addresses such as 10.9.0.0/24. Nothing was changed.", field=field
             ) from None
+
+
+def _look_inside(columns: dict[str, Any]) -> None:
+    for field in ("dns_addresses", "api_server_ranges"):
+        _look_at_ranges(columns, field)
+    for field in ("ingress_namespace", "monitoring_namespace", "hearth_namespace"):
+        if (name := columns.get(field)) and not LABEL.fullmatch(name):
+            raise Refused(f"“{name[:70]}” is no name of a namespace. Nothing was changed.", field=field)
+    if (address := columns.get("ingress_address")) and not ADDRESS.fullmatch(address):
+        raise Refused("The router's address is a host, or host:port. Nothing was changed.", field="ingress_address")
+
+
+def split(text: str) -> tuple[str, ...]:
+    """Return the parts of what staff wrote with commas between them."""
+    return tuple(filter(None, (each.strip() for each in text.split(","))))
 
 
 def _look_at_network(columns: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from tenants.errors import Refused
 
 SPACED = '<li style="margin-bottom: .5rem"><strong>{}</strong> · {}: {}</li>'
 WORDS = {"good": "In order", "warn": "Look at this", "missing": "Missing"}
-NUMBERS = {"database_port": 5432, "network_prefix": 24}
+USUAL = {"database_port": 5432, "network_prefix": 24, "tls_minimum": "1.2"}
 IDENTITY = ("code", "name", "base_domain")
 
 
@@ -80,12 +80,17 @@ class ClusterForm(forms.ModelForm):  # type: ignore[type-arg]
             "database_ranges": "Addresses",
             "network_range": "Range",
             "network_prefix": "Size of each",
+            "tls_minimum": "Lowest TLS version",
+            "monitoring": "Monitors and alert rules",
+            "hearth_namespace": "Namespace of the operator",
+            "dns_addresses": "DNS caches",
+            "api_server_ranges": "API server",
         }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.fields["route"].initial = ROUTE
-        for name in NUMBERS:
+        for name in USUAL:
             self.fields[name].required = False
         if self.instance.region_id is not None:
             for name in IDENTITY:
@@ -102,13 +107,15 @@ class ClusterForm(forms.ModelForm):  # type: ignore[type-arg]
             self.add_error("kubeconfig", "Give a kubeconfig, or choose the account of Hearth's pod.")
         if adding and Region.objects.filter(code=found["code"]).exists():
             self.add_error("code", f"There is a region “{found['code']}” already. Choose another code.")
-        for name, usual in NUMBERS.items():
-            found[name] = usual if found[name] is None else found[name]
+        for name, usual in USUAL.items():
+            found[name] = usual if found.get(name) in (None, "") else found[name]
         columns = {key: found[key] for key in clusters.COLUMNS}
         try:
             clusters.look(columns, given)
             if not adding:
-                clusters.refuse_move(Cluster.objects.select_related("region").get(pk=self.instance.pk), columns)
+                row = Cluster.objects.select_related("region").get(pk=self.instance.pk)
+                clusters.refuse_move(row, columns)
+                clusters.refuse_another(row, kubeconfig=given, in_cluster=found["in_cluster"])
         except Refused as refusal:
             field = refusal.field if refusal.field in self.fields else None
             self.add_error(field, ValidationError(refusal.message))
@@ -148,8 +155,25 @@ class ClusterAdmin(ModelAdmin):
                 },
             ),
             ("A network for each server", {"fields": ("network_range", "network_prefix")}),
-            ("Addresses", {"fields": ("ingress_class", "gateway", "issuer")}),
-            ("More", {"fields": ("prometheus", "priority_class", "overlay")}),
+            (
+                "Addresses",
+                {
+                    "fields": (
+                        "ingress_class",
+                        "gateway",
+                        "issuer",
+                        "ingress_namespace",
+                        "ingress_address",
+                        "tls_minimum",
+                    )
+                },
+            ),
+            ("Figures and alerts", {"fields": ("prometheus", "monitoring", "monitoring_namespace")}),
+            (
+                "Inside the cluster",
+                {"fields": ("hearth_namespace", "dns_addresses", "api_server_ranges", "priority_class")},
+            ),
+            ("More", {"fields": ("overlay",)}),
         )
 
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:

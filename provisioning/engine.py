@@ -16,8 +16,8 @@ from datetime import timedelta
 
 import structlog
 from django.db import InterfaceError, OperationalError, connection
-from django.db.models import QuerySet
-from django.db.models.functions import Now
+from django.db.models import F, QuerySet
+from django.db.models.functions import Greatest, Now
 
 from provisioning import leases, services
 from provisioning.leases import Lease, LeaseLostError
@@ -30,6 +30,8 @@ from provisioning.steps import Context, Step, find, together
 State, StepState, Level = Operation.State, OperationStep.State, OperationEvent.Level
 MAX_ATTEMPTS = 5
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
+HIGHEST = 1_000_000_000
+"""No fence gets there: a higher number was not written by a Hearth."""
 stopping = threading.Event()
 """Set when this worker is told to stop: an operation is then left between two steps, free for the next worker."""
 log = structlog.get_logger()
@@ -55,7 +57,8 @@ def _work(lease: Lease) -> None:
                 _steps(context)
             except ProviderError as error:
                 if isinstance(error, StaleFence):
-                    raise LeaseLostError from None
+                    _overtaken(context, error)
+                    return
                 _expected(context, error)
     except LeaseLostError:
         log.info("operation_taken_over")
@@ -165,6 +168,28 @@ def _expected(context: Context, error: ProviderError) -> None:
         wait = min(FIRST_WAIT * 2 ** (operation.attempts - 1), LONGEST_WAIT)
         lease.event(f"{sentence} Trying again in {wait:g} s.", step=context.step, level=Level.WARNING)
         services.hand_back(operation, after=timedelta(seconds=wait))
+
+
+def _overtaken(context: Context, error: StaleFence) -> None:
+    """Stop for the worker that took over; if nobody did, the fence is of a time that Hearth's database knows no more.
+
+    That is so when the database was restored to an earlier moment. Then the next try has a higher fence than that one.
+    """
+    lease = context.lease
+    seen = error.seen if error.seen < HIGHEST else 0
+    with lease.write(fence=Greatest(F("fence"), seen)) as operation:
+        if operation.attempts >= MAX_ATTEMPTS or not seen:
+            _fail(
+                context,
+                "FenceAhead",
+                "Where this server runs, somebody has changed it later than Hearth's database knows. Nothing was "
+                "changed now and your data is kept. Ask support: another Hearth may work on it, or Hearth's database "
+                "was restored to an earlier moment.",
+            )
+            return
+        text = "Hearth's database is older than the last change of this server, so Hearth catches up. Trying again."
+        lease.event(text, step=context.step, level=Level.WARNING)
+        services.hand_back(operation)
 
 
 def _crashed(context: Context) -> None:

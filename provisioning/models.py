@@ -117,6 +117,55 @@ class Cluster(models.Model):
     etcd_encrypted = models.BooleanField(
         default=False, help_text="Whoever runs the cluster says that its Secrets are encrypted in etcd."
     )
+    ingress_address = models.CharField(
+        max_length=253,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="Where the ingress controller or gateway answers, as host or host:port. Its lowest TLS version is "
+        "probed there. Empty: at the address of one of the region's servers.",
+    )
+    tls_minimum = models.CharField(
+        max_length=3,
+        choices=[("1.2", "TLS 1.2"), ("1.3", "TLS 1.3")],
+        default="1.2",
+        db_default="1.2",
+        help_text="What the router must refuse anything below of. It is set in the router itself; Hearth probes it.",
+    )
+    ingress_namespace = models.CharField(
+        max_length=63, blank=True, default="", db_default="", help_text="Where that runs. Empty: ingress."
+    )
+    monitoring = models.BooleanField(
+        default=False, db_default=False, help_text="Each server gets ServiceMonitors and alert rules."
+    )
+    monitoring_namespace = models.CharField(
+        max_length=63, blank=True, default="", db_default="", help_text="Where Prometheus runs. Empty: monitoring."
+    )
+    hearth_namespace = models.CharField(
+        max_length=63, blank=True, default="", db_default="", help_text="Where Hearth's operator runs. Empty: hearth."
+    )
+    dns_addresses = models.CharField(
+        max_length=500,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="Of a DNS cache on each node, as 169.254.20.10/32, split by commas.",
+    )
+    api_server_ranges = models.CharField(
+        max_length=500,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="Where the API server lies, as 10.0.0.1/32, split by commas. Empty: databases may reach any address "
+        "on its ports.",
+    )
+    cluster_uid = models.CharField(
+        max_length=64,
+        default="",
+        db_default="",
+        editable=False,
+        help_text="The uid of the cluster's namespace kube-system: another cluster is refused while servers are here.",
+    )
     revision = models.PositiveIntegerField(default=0, help_text="Rises with each change, so that workers notice it.")
     findings = models.JSONField(default=list, help_text="What the last check of the region found.")
     checked = models.DateTimeField(null=True)

@@ -129,6 +129,13 @@ SETTINGS: tuple[Setting, ...] = (
         "everything else is sent there, so the proxy must set X-Forwarded-Proto.",
         check=_url("https", "http"),
     ),
+    Setting(
+        "HEARTH_INSTALLATION",
+        "str",
+        "",
+        "What this Hearth is called in clusters: it touches no server of another. Default: the host of "
+        "HEARTH_PUBLIC_URL. When that changes, give the former one here; give a copy of Hearth another one.",
+    ),
     Setting("HEARTH_ALLOWED_HOSTS", "list", [], "Further host names that the web server answers to."),
     Setting(
         "HEARTH_TRUSTED_PROXIES",

@@ -25,10 +25,11 @@ class ProviderError(Exception):
 
 
 class StaleFence(ProviderError):
-    """A newer worker has taken over this server."""
+    """A newer worker has taken over this server. `seen`: the fence that was there; 0 where that is not known."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, seen: int = 0) -> None:
         super().__init__(message, code="StaleFence", retry=False)
+        self.seen = seen
 
 
 @dataclass(frozen=True)

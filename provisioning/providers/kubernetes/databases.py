@@ -129,7 +129,7 @@ def _check(connection: psycopg.Connection, name: str, fence: int) -> None:
     said = _role(connection, name)
     number = (said or "").removeprefix(MARK)
     if number.isdecimal() and int(number) > fence:
-        raise StaleFence("A newer worker has taken over this server.")
+        raise StaleFence("A newer worker has taken over this server.", seen=int(number))
 
 
 def _mark(connection: psycopg.Connection, name: str, fence: int) -> None:

@@ -59,5 +59,19 @@ class Place:
     prometheus: str = ""
     """The address of a Prometheus that reads the cluster's kubelets, for how full volumes are."""
     priority_class: str = ""
+    ingress_address: str = ""
+    """Where the region's router answers, as host or host:port; empty: not known apart from servers' addresses."""
+    tls_minimum: str = "1.2"
+    """The lowest TLS version that the router may take."""
+    ingress_namespace: str = ""
+    monitoring: bool = False
+    monitoring_namespace: str = ""
+    hearth_namespace: str = ""
+    dns_addresses: tuple[str, ...] = ()
+    api_server_ranges: tuple[str, ...] = ()
+    installation: str = ""
+    """What this Hearth is called. Servers of another are left alone; empty asks nobody."""
+    cluster_uid: str = ""
+    """Which cluster it is, by the uid of its namespace kube-system; empty: not known yet."""
     overlay: Mapping[str, Any] = field(default_factory=dict)
     """Laid over each server's spec; `null` takes a key away, `{server}` in a text is the server's id."""

@@ -7,7 +7,7 @@ as it was read (its resource version). So a worker that lost its lease changes n
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from provisioning.providers.base import Observation, Progress, ProviderError, ServerSpec
@@ -18,6 +18,7 @@ from provisioning.providers.kubernetes.objects import SERVER, namespace_of
 from provisioning.providers.kubernetes.place import Place
 from provisioning.providers.kubernetes.seen import condition, current, observation
 from provisioning.providers.kubernetes.usage import Meter, Sizes, Use, with_database
+from provisioning.providers.kubernetes.whose import INSTALLATION, Whose
 from provisioning.providers.kubernetes.writing import Paths, Writer, paths
 
 Object = dict[str, Any]
@@ -31,12 +32,21 @@ SERVERS = "/apis/hearth.host/v1/matrixservers"
 
 class KubernetesProvider:
     """One region. `patience`: seconds in which a server must come up, in which a named trouble may pass by itself, and
-    in which a removal must end."""
+    in which a removal must end. `learn` keeps which cluster it is and returns what is known of it then."""
 
     def __init__(
-        self, client: Client, place: Place, *, patience: float = 900.0, trouble: float = 120.0, removal: float = 300.0
+        self,
+        client: Client,
+        place: Place,
+        *,
+        patience: float = 900.0,
+        trouble: float = 120.0,
+        removal: float = 300.0,
+        learn: Callable[[str], str] = str,
     ) -> None:
-        self._client, self._place, self._writer = client, place, Writer(client)
+        self._client, self._place = client, place
+        self._writer = Writer(client, {INSTALLATION: place.installation} if place.installation else {})
+        self._whose = Whose(client, place.installation, place.cluster_uid, learn)
         self._databases = Databases(place.postgres) if place.postgres else None
         self._meter = Meter(client, place.prometheus)
         self._sizes = Sizes(self._databases) if self._databases else None
@@ -49,7 +59,7 @@ class KubernetesProvider:
 
     def ensure_storage(self, spec: ServerSpec, *, fence: int, progress: Progress) -> None:
         """Make the server's namespace. Its volumes and its database come with the MatrixServer."""
-        there = self._namespace(spec.server_id)
+        there = self._own(spec.server_id)
         if there is not None and not _ours(there, spec.server_id):
             raise ProviderError(
                 f"The cluster has a namespace {namespace_of(spec.server_id)} that Hearth did not make. Nothing in it "
@@ -71,6 +81,8 @@ class KubernetesProvider:
 
     def configure(self, spec: ServerSpec, *, fence: int, progress: Progress) -> None:
         """Write the Secret, then the MatrixServer that names its revision."""
+        if not self._whose.known(self._own(spec.server_id)):
+            self._writer.change(self._paths(spec.server_id).namespace, fence, lambda _: self._whose.mark())
         before = self._server(spec.server_id)
         if before is not None:
             self._refuse_another_key(spec, before)
@@ -86,6 +98,7 @@ class KubernetesProvider:
 
     def start(self, spec: ServerSpec, *, fence: int, progress: Progress) -> str:
         """Wait until the operator has brought about what is configured; return the address that clients use."""
+        self._own(spec.server_id)
         self._writer.change(self._paths(spec.server_id).server, fence, _restarted)
         self._settled(spec, progress)
         return f"https://{objects.public_host(spec, self._place)}"
@@ -97,13 +110,14 @@ class KubernetesProvider:
             marked = (server["metadata"].get("annotations") or {}).get(STOPPED)
             return None if marked else {"metadata": {"annotations": {STOPPED: str(fence)}}}
 
+        self._own(server_id)
         if self._writer.change(self._paths(server_id).server, fence, stopped) is None:
             raise ProviderError("The cluster does not know this server.", code="NoSuchServer", retry=False)
         progress("Its processes are replaced one after the other, so nothing needs to be stopped before.")
 
     def remove(self, server_id: str, *, fence: int, progress: Progress) -> None:
         """Remove the MatrixServer, so that its operator ends it in order, then its namespace and its database."""
-        there = self._namespace(server_id)
+        there = self._own(server_id)
         if there is not None and not _ours(there, server_id):
             progress("The namespace of that name is not Hearth's; it is left alone.")
         elif there is not None:
@@ -130,12 +144,14 @@ class KubernetesProvider:
 
     def observe(self) -> Mapping[str, Observation]:
         """Return every server of this cluster that Hearth made."""
+        self._whose.cluster()
         used, sizes = self._meter.read(), self._sizes.read() if self._sizes else {}
         found = []
         for server in self._client.listed(SERVERS, patience=GLANCE, labelSelector=SERVER):
             use = used.get(server["metadata"]["namespace"], Use())
             size = sizes.get(objects.database_name(server["metadata"]["namespace"].removeprefix("hearth-")))
-            found.append(observation(server, with_database(use, size, only=self._place.bucket is not None)))
+            with_sizes = with_database(use, size, only=self._place.bucket is not None)
+            found.append(observation(server, with_sizes, other=self._whose.other(server)))
         return {each.server_id: each for each in found}
 
     def route(self, server_id: str, url: str) -> str:  # noqa: ARG002 (the other provider's is the clients')
@@ -186,8 +202,12 @@ class KubernetesProvider:
     def _server(self, server_id: str) -> Object | None:
         return self._client.get(self._paths(server_id).server)
 
-    def _namespace(self, server_id: str) -> Object | None:
-        return self._client.get(self._paths(server_id).namespace)
+    def _own(self, server_id: str) -> Object | None:
+        """Return the server's namespace, unless the cluster or the server is not this Hearth's."""
+        self._whose.cluster()
+        found = self._client.get(self._paths(server_id).namespace)
+        self._whose.server(found)
+        return found
 
     def _gone(self, path: str, namespace: str) -> None:
         end = time.monotonic() + self._removal

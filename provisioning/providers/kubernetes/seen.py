@@ -24,12 +24,17 @@ def current(server: Mapping[str, Any]) -> bool:
     return bool(observed >= server["metadata"].get("generation", 0))
 
 
-def observation(server: Mapping[str, Any], use: Use) -> Observation:
-    """Return one server as the operator sees it, and what it uses. A named reason is the operator's own."""
+def observation(server: Mapping[str, Any], use: Use, *, other: str = "") -> Observation:
+    """Return one server as the operator sees it, and what it uses. A named reason is the operator's own.
+
+    `other`: the Hearth to which it belongs, where that is another one.
+    """
     metadata, status = server["metadata"], server.get("status") or {}
     ready = condition(server, "Ready")
     running = ready.get("status") == "True" and not metadata.get("deletionTimestamp")
     reason, message = _trouble(server, running=running)
+    if other:
+        reason, message = "AnotherHearth", f"This server belongs to another Hearth, “{other}”. Nothing is done to it."
     return Observation(
         # Not its label: a policy holds the namespace's name to whose it is.
         server_id=str(metadata["namespace"]).removeprefix("hearth-"),

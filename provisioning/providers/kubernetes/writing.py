@@ -7,7 +7,7 @@ https://kubernetes.io/docs/reference/using-api/server-side-apply/
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from provisioning.providers.kubernetes.client import APPLY, MANAGER, MERGE, META
 
 Object = dict[str, Any]
 FENCE = "hearth.host/fence"
+REMOVABLE = "hearth.host/may-be-removed"
+"""Without it nobody but the account hearth-provider removes a server: Hearth may have another account."""
 VERBS = "hearth-verbs"
 """The manager of what a verb changes by itself, so that an apply of the whole spec leaves it alone."""
 TRIES = 12
@@ -44,15 +46,15 @@ def paths(namespace: str) -> Paths:
 
 
 class Writer:
-    """Writes to one cluster."""
+    """Writes to one cluster. `marks` are annotations of every object that is written whole."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, client: Client, marks: Mapping[str, str] | None = None) -> None:
+        self._client, self._marks = client, dict(marks or {})
 
     def write(self, wanted: Object, fence: int, *, secret: bool = False) -> None:
         """Bring an object to what is wanted, as a whole. `secret`: Hearth may write it but not read it."""
         metadata = wanted["metadata"]
-        wanted = {**wanted, "metadata": {**metadata, "annotations": {FENCE: str(fence)}}}
+        wanted = {**wanted, "metadata": {**metadata, "annotations": {**self._marks, FENCE: str(fence)}}}
         collection = COLLECTIONS[wanted["kind"]].format(namespace=metadata.get("namespace", ""))
         path = f"{collection}/{metadata['name']}"
         for _ in range(TRIES):
@@ -97,7 +99,7 @@ class Writer:
 
     def delete(self, path: str, fence: int) -> bool:
         """Ask for an object's end; True if this call did. One that is gone or going already is fine."""
-        seen = self.change(path, fence, lambda _: None)
+        seen = self.change(path, fence, lambda _: {"metadata": {"annotations": {REMOVABLE: str(fence)}}})
         for _ in range(TRIES):
             if seen is None or seen["metadata"].get("deletionTimestamp"):
                 return False
@@ -155,7 +157,7 @@ def _fence(seen: Object) -> int:
 
 def _check(seen: Object, fence: int) -> None:
     if _fence(seen) > fence:
-        raise StaleFence("A newer worker has taken over this server.")
+        raise StaleFence("A newer worker has taken over this server.", seen=_fence(seen))
 
 
 def _contended() -> ProviderError:
