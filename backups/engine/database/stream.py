@@ -36,6 +36,7 @@ class Stream:
         self.shipper: Shipper | None = None
         self.receiver: Receiver | None = None
         self._resumed = False
+        self._rested = False
         self._look_at = 0.0
         self._began_at = 0.0
         self._wait = 0.0
@@ -91,6 +92,10 @@ class Stream:
     def _rest(self) -> None:
         if self._work.memory.state.line is not None:
             self.end("Final", "The final backup is stored; this line was not needed any more.")
+        if not self._rested:  # its walsender may have been there for a moment more than its receiver
+            with self._work.postgres.session() as session:
+                session.drop_slot()
+            self._rested = True
 
     def _turn(self) -> float:
         shipper = self.shipper
@@ -129,6 +134,7 @@ class Stream:
         )
         self.receiver.start()
         self.shipper, self._resumed, self._look_at, self._ship_at = shipper, False, 0.0, 0.0
+        self._rested = False
         work.progress.say("line", line=line.id, stored=lsn.text(line.stored))
 
     def _begin(self, session: Session, facts: Facts) -> Line:
