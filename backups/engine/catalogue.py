@@ -185,7 +185,10 @@ class Catalogue:
         return found
 
     def seals(self, keys: Keys, found: Iterable[Sealed]) -> dict[str, str]:
-        """Return which of these manifests the engine did not write, and why it is known."""
+        """Return which of these manifests the engine did not write, and why that is known.
+
+        `keys` raises `LookupError` for a key that does not exist.
+        """
         wrong: dict[str, str] = {}
         for each in found:
             name = name_of(each)
@@ -193,6 +196,8 @@ class Catalogue:
                 manifest.check(each, keys, name)
             except ManifestError as error:
                 wrong[name] = str(error)
+            except LookupError:
+                wrong[name] = f"The seal of the manifest {name} asks for a data key that does not exist."
         return wrong
 
     def _window(self, point: Point, stretch: Stretch, ends: list[tuple[int, datetime]]) -> Window:

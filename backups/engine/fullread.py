@@ -51,7 +51,8 @@ def read(
 ) -> Report:
     """Read restore points (`only`, else all there is: every moment too) to the last byte, and say what is damaged.
 
-    `opens` gives data keys; what it raises passes through, and so does a store that does not answer. With `name_key`
+    `opens` gives data keys, and raises `LookupError` for one that does not exist: then the object that asks for it is
+    damaged. What else it raises passes through, and so does a store that does not answer. With `name_key`
     each media file is compared with its keyed hash. `since` and `expected` are as `look` takes them.
     `stopped` ends it early: what was read until then is told.
     """
@@ -106,6 +107,8 @@ def _tried(job: Job, stopped: Callable[[], bool]) -> tuple[int, Found]:
         if error.code != "StoreDamaged":
             raise
         return 0, {name: ("content", str(error))}
+    except LookupError:
+        return 0, {name: ("content", f"{name} asks for a data key that does not exist.")}
     except (StreamError, ContentError, MediaError, ConfigurationError, zstandard.ZstdError, NotRestorable) as error:
         return 0, {name: ("content", f"{name}: {error}")}
 

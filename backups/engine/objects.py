@@ -67,6 +67,12 @@ class Vault:
         Raises `StoreError` (`StoreDamaged`) where they differ; authentication alone would take another copy for it.
         """
         digest, size = hashlib.sha256(), 0
+        damaged = f"{ref.name} is not what was stored under this name. Try another copy."
+
+        def own(identity: uuid.UUID) -> DataKey:
+            if identity != ref.key:  # nobody is asked for a key that does not exist
+                raise StoreError(damaged, code="StoreDamaged", retry=False)
+            return keys(identity)
 
         def counted() -> Iterator[bytes]:
             nonlocal size

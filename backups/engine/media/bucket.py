@@ -80,4 +80,5 @@ def _group(name: str) -> str:
 
 
 def _seen(found: Stored) -> Seen:
-    return Seen(found.size, int(found.modified.timestamp() * 1e9) if found.modified else 0, found.mark)
+    # Whole seconds: of the same object a listing tells more of them than a look at itself.
+    return Seen(found.size, int(found.modified.timestamp()) * 10**9 if found.modified else 0, found.mark)

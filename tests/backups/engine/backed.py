@@ -48,7 +48,7 @@ class Backed:
         """Read all of it, or some restore points."""
         vault = Vault(store=self.store, organisation=ORGANISATION, server=SERVER)
         return fullread.read(
-            self.catalogue, vault, self.keys.open, only=only or None, name_key=NAME_KEY, expected=expected
+            self.catalogue, vault, self.keys.made.__getitem__, only=only or None, name_key=NAME_KEY, expected=expected
         )
 
     def damage(self, name: str) -> None:
