@@ -195,6 +195,21 @@ def test_what_was_copied_before_it_was_named_is_compared(
     assert report.waiting == [named]
 
 
+def test_what_was_damaged_before_it_was_named_is_found(
+    first: Troubled, second: Troubled, history: History, tmp_path: Path
+) -> None:
+    replication = Replication(first, second)
+    replication.turn()
+    last = history.wal()
+    flip(tmp_path / "first" / last.name)
+    assert replication.turn().faults == []
+    named = history.moment(last)
+    report = replication.turn()
+    assert [each.name for each in report.faults] == [last.name]
+    assert report.waiting == [named]
+    assert named not in names(second)
+
+
 def test_stores_that_disagree_are_told(first: Troubled, second: Troubled, history: History, tmp_path: Path) -> None:
     replication = Replication(first, second)
     replication.turn()

@@ -281,6 +281,15 @@ def test_a_server_without_newer_checksums(store: S3Store, proxy: S3Faults, size:
     assert read(store, "wal/1") == noise(size)
 
 
+def test_a_server_with_newer_checksums_is_sent_no_others(store: S3Store, proxy: S3Faults) -> None:
+    store.put("wal/0", [noise(PARTS)])
+    begun = len(proxy.requests)
+    store.put("wal/1", [noise(PARTS)])
+    sent = [each for each in proxy.requests[begun:] if each.startswith("PUT ")]
+    assert len(sent) == 3
+    assert all("x-amz-checksum-crc32" in each and "content-md5" not in each for each in sent)
+
+
 @pytest.mark.parametrize("size", [WHOLE, PARTS])
 @pytest.mark.parametrize("status", [400, 501])
 def test_a_server_that_knows_no_conditions(store: S3Store, proxy: S3Faults, size: int, status: int) -> None:
