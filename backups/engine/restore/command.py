@@ -18,6 +18,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from backups.engine import configuration
 from backups.engine.catalogue import Catalogue
 from backups.engine.configuration import ConfigurationError
@@ -30,10 +32,9 @@ from backups.engine.progress import Progress
 from backups.engine.restore import disk, plan, replay
 from backups.engine.restore.database import Database
 from backups.engine.restore.errors import Cancelled, RestoreError
-from backups.engine.restore.folder import Folder
+from backups.engine.restore.folder import Folder, Reached
 from backups.engine.restore.media import MediaFetch, ObjectDamaged
 from backups.engine.restore.plan import Plan
-from backups.engine.restore.replay import Reached
 from backups.engine.restore.request import Request
 from backups.engine.restore.settle import Settled
 from backups.engine.restore.supply import AHEAD
@@ -68,19 +69,18 @@ class Restore:
         began = time.monotonic()
         try:
             with Folder(self._request) as folder:
-                if folder.state.done:
-                    return self._again(folder)
-                found = self._run(folder)
+                if not folder.state.done:
+                    self._run(folder, began)
+                found = folder.state.result
         except StoreError as error:
             text = f"{error} What was fetched stays; start the restore again."
             raise RestoreError(text, code=error.code, retry=error.retry) from None
         except OSError as error:
             raise disk.failed(error, error.filename or self._request.data) from None
-        found["seconds"] = {**self._timed.seconds, "all": round(time.monotonic() - began, 3)}
         self._progress.say("restored", **found)
         return found
 
-    def _run(self, folder: Folder) -> dict[str, Any]:
+    def _run(self, folder: Folder, began: float) -> None:
         with self._timed("plan"):
             it = self._plan()
             self._check_room(it, folder)
@@ -110,13 +110,11 @@ class Restore:
         self._keep_configuration(kept)
         with self._timed("finish"):
             telling.step("finish")
-            self._finish(folder)
-        return _evidence(it, self._request, reached, settled, files)
-
-    def _again(self, folder: Folder) -> dict[str, Any]:
-        found = {"point": folder.state.point, "again": True}
-        self._progress.say("restored", **found)
-        return found
+            self._sync(folder)
+        found = _evidence(it, self._request, reached, settled, files)
+        found["seconds"] = {**self._timed.seconds, "all": round(time.monotonic() - began, 3)}
+        folder.state.done, folder.state.result = True, msgspec.to_builtins(found)
+        folder.save()
 
     # --- what is read --------------------------------------------------------------------------------------------
 
@@ -219,13 +217,11 @@ class Restore:
         except SettingsError as error:
             raise RestoreError(f"{error} Nothing was restored.", code="BadRequest") from None
 
-    def _finish(self, folder: Folder) -> None:
-        """Have all of it on the disk, and only then say that it is done."""
+    def _sync(self, folder: Folder) -> None:
+        """Have all of it on the disk; only then it may be said that it is done."""
         places = [self._data, *([Path(self._request.media)] if self._request.media else [])]
         disk.sync(place for place in places if place.exists())
         folder.clean()
-        folder.state.done = True
-        folder.save()
 
     def _end_when_failed(self, media: Future[int]) -> None:
         if not media.cancelled() and media.exception() is not None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from backups.engine.objects import Vault
 from backups.engine.restore import plan, replay
 from backups.engine.restore.errors import RestoreError
 from backups.engine.restore.fetch import Base, ahead
-from backups.engine.restore.folder import Folder
+from backups.engine.restore.folder import Folder, Reached
 from backups.engine.restore.plan import Plan
-from backups.engine.restore.replay import Reached, Server, TooShort
+from backups.engine.restore.replay import Server, TooShort
 from backups.engine.restore.request import Request, Settle
 from backups.engine.restore.settle import Settled, sequences, settle
 from backups.engine.restore.supply import Supply, WalDamaged
@@ -70,11 +71,11 @@ class Database:
                 self._base()
         else:
             self._telling.add("base", self._it.need.point.base.size)
-        reached, settled = Reached(), None
+        settled = None
         if state.data == "fetched":
             with self._timed("replay"):
                 telling.step("replay")
-                reached = self._replay()
+                state.reached = self._replay()
             state.data = "replayed"
             self._folder.save()
         else:
@@ -85,7 +86,7 @@ class Database:
                 settled = self._settle(self._request.settle)
             state.data = "settled"
             self._folder.save()
-        return reached, settled
+        return state.reached, settled
 
     def _base(self) -> None:
         point = self._it.need.point
@@ -125,15 +126,18 @@ class Database:
 
     def _replay(self) -> Reached:
         state, request = self._folder.state, self._request
+        if replay.is_recovering(self._data):
+            state.everything = False  # there may be more by now
         while True:
             try:
                 if replay.is_recovering(self._data):
                     return self._replay_once()
                 # It was promoted, and then its end was cut off: it comes up as after any crash.
-                with self._server().running(self._sockets(), None, {}) as server:
+                with self._sockets() as sockets, self._server().running(sockets, None, {}) as server:
                     reached = server.await_ready(None)
                     server.end()
-                    return self._checked(reached, stopped=not state.everything and request.to is not None)
+                    reached.stopped = not state.everything and (request.to is not None or bool(request.point))
+                    return self._checked(reached)
             except TooShort:
                 # PostgreSQL calls it a failure. All commits that there are were made until the wanted moment.
                 state.everything = True
@@ -149,15 +153,16 @@ class Database:
         to = None if state.everything else self._it.need.to
         options = replay.recovery(to, at_point=bool(self._request.point))
         supply = Supply(self._it, self._vault, self._opens, place, owner=self._owner, telling=self._telling)
-        with supply, self._server().running(self._sockets(), supply, options) as server:
+        with supply, self._sockets() as sockets, self._server().running(sockets, supply, options) as server:
             reached = server.await_ready(supply)
             server.end()
         self._telling.add("wal", self._telling.totals["wal"])
-        return self._checked(reached, stopped=reached.stopped or bool(self._request.point))
+        reached.stopped = reached.stopped or bool(self._request.point)
+        return self._checked(reached)
 
-    def _checked(self, reached: Reached, *, stopped: bool) -> Reached:
+    def _checked(self, reached: Reached) -> Reached:
         """Be sure that all WAL was replayed that is given, unless replay stopped at what was wanted."""
-        if not stopped and reached.end < self._it.floor:
+        if not reached.stopped and reached.end < self._it.floor:
             raise RestoreError(
                 f"Replay ended at {lsn.text(reached.end)}, and what is stored goes to {lsn.text(self._it.floor)}: "
                 "some of it is not what PostgreSQL wrote. Nothing was started. Take another restore point.",
@@ -167,7 +172,7 @@ class Database:
 
     def _settle(self, wanted: Settle) -> Settled | None:
         moment = self._it.need.to or self._it.need.point.at
-        with self._server().running(self._sockets(), None, {}) as server:
+        with self._sockets() as sockets, self._server().running(sockets, None, {}) as server:
             server.await_ready(None)
             try:
                 with psycopg.connect(
@@ -191,10 +196,15 @@ class Database:
     def _server(self) -> Server:
         return Server(self._data, self._folder.path, self._request.tools, self._stop)
 
-    def _sockets(self) -> Path:
-        if self._folder.state.sockets and Path(self._folder.state.sockets).is_dir():
-            return Path(self._folder.state.sockets)
+    @contextlib.contextmanager
+    def _sockets(self) -> Iterator[Path]:
+        """Give a folder for a socket. One that a killed call left is removed."""
+        if self._folder.state.sockets:
+            shutil.rmtree(self._folder.state.sockets, ignore_errors=True)
         path = replay.new_sockets(self._request.tools)
         self._folder.state.sockets = str(path)
         self._folder.save()
-        return path
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)

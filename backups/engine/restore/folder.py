@@ -13,6 +13,7 @@ import os
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -20,6 +21,17 @@ from backups.engine.restore.errors import RestoreError
 from backups.engine.restore.request import Request
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Reached(msgspec.Struct, kw_only=True):
+    """Where replay stopped."""
+
+    end: int = 0
+    """The LSN at which the restored history leaves the old one."""
+    last: str = ""
+    """When the last transaction was committed that is in it, as PostgreSQL says; empty where it did not say."""
+    stopped: bool = False
+    """Whether there was a later commit, that was left out."""
 
 
 class State(msgspec.Struct, kw_only=True):
@@ -39,7 +51,10 @@ class State(msgspec.Struct, kw_only=True):
     """How far they were before they were moved, so that a second call moves them no further."""
     everything: bool = False
     """There is no commit after the wanted moment: all that there is is replayed."""
+    reached: Reached = msgspec.field(default_factory=Reached)
     done: bool = False
+    result: dict[str, Any] = {}
+    """What was told when it was done."""
 
 
 class Folder:

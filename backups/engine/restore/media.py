@@ -69,6 +69,9 @@ class MediaFetch:
     def run(self, files: dict[str, File], refs: dict[str, Ref]) -> int:
         """Write all files that are not there yet; `refs` are the objects by name. Return how many were written."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._owner is not None:  # while we write there, nobody else may
+            os.chown(self._folder, 0, 0)
+            self._folder.chmod(0o700)
         passing = self._folder / PASSING
         if passing.exists():
             shutil.rmtree(passing)
@@ -86,6 +89,8 @@ class MediaFetch:
             raise ObjectDamaged(unknown, "an index names it, and no manifest does")
         self._fetch(wanted, refs)
         passing.rmdir()
+        if self._owner is not None:
+            os.chown(self._folder, *self._owner)
         return len(missing)
 
     def _fetch(self, wanted: dict[str, dict[int, list[File]]], refs: dict[str, Ref]) -> None:

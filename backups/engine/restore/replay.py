@@ -17,12 +17,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from backups.engine.database import lsn
 from backups.engine.restore.errors import Cancelled, RestoreError
+from backups.engine.restore.folder import Reached
 from backups.engine.restore.supply import Supply
 from backups.engine.settings import Tools
 from provisioning.providers.local.processes import Command, describe_exit, spawn_argv
@@ -37,18 +37,6 @@ _STOPPED = re.compile(r"recovery stopping (?:before|after) (?:commit|abort) of t
 _LAST = re.compile(r"last completed transaction was at log time (.+)")
 _PROGRESS = re.compile(r"current LSN: ([0-9A-F]+/[0-9A-F]+)")
 _SIGNAL = "recovery.signal"
-
-
-@dataclass
-class Reached:
-    """Where replay stopped."""
-
-    end: int = 0
-    """The LSN at which the restored history leaves the old one; 0 when it was replayed by an earlier call."""
-    last: str = ""
-    """When the last transaction was committed that is in it, as PostgreSQL says."""
-    stopped: bool = False
-    """Whether there was a later commit, that was left out."""
 
 
 class TooShort(Exception):

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,7 +83,7 @@ def _catalogue(server: Server) -> Catalogue:
     return Catalogue.read(server.store, ORGANISATION, SERVER)
 
 
-def _refusal(server: Server, **changes: object) -> RestoreError:
+def _refusal(server: Server, **changes: Any) -> RestoreError:
     with pytest.raises(RestoreError) as caught:
         server.restore(server.request(**changes))
     return caught.value
@@ -203,8 +204,8 @@ def test_what_lies_there_is_not_restored_over(backed: Server) -> None:
     assert (place / "somebodys").read_text() == "file"
 
     shutil.rmtree(place)
-    backed.restore(request)
-    assert backed.restore(request)["again"]
+    found = backed.restore(request)
+    assert backed.restore(request) == found
     assert _refusal(backed, point=min(_catalogue(backed).points)).code == "NotEmpty"
 
 
