@@ -26,7 +26,8 @@ from tests.backups.keys import FileKeys
 from tests.backups.recovery import Restorer
 
 ROOT = Path(__file__).resolve().parents[3]
-ROUNDS = 6
+KILLS = int(os.environ.get("KILLS", "6"))
+"""How many, as in `make test PYTEST="-k whatever_is_killed"` with KILLS=60 in the environment."""
 
 
 class Engine:
@@ -109,7 +110,7 @@ def test_no_acknowledged_row_is_lost_whatever_is_killed(bench: Bench, engine: En
     wait_for(lambda: engine.events("point-stored"))
     writer = Writer(bench)
     writer.start()
-    victims = ["receiver", "engine", "database"] * (ROUNDS // 3)
+    victims = ["receiver", "engine", "database"] * (KILLS // 3)
     dice.shuffle(victims)
     for victim in victims:
         time.sleep(dice.uniform(0.2, 1.5))
