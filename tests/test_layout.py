@@ -17,7 +17,17 @@ from django.db.models import Model
 
 ROOT = Path(__file__).resolve().parents[1]
 # From the highest to the lowest, as in pyproject.toml's contract.
-LAYERS = ("config", "backups", "provisioning", "tenants", "accounts", "notifications", "security", "audit", "observability")
+LAYERS = (
+    "config",
+    "backups",
+    "provisioning",
+    "tenants",
+    "accounts",
+    "notifications",
+    "security",
+    "audit",
+    "observability",
+)
 # Who may import which client of the outside world.
 CLIENTS = {
     "kubernetes": ("provisioning/providers/kubernetes", "provisioning/operator/"),
