@@ -17,7 +17,7 @@ from tests.cluster.fixtures import need_programs
 from tests.cluster.launch import Cluster, write_kubeconfig
 from tests.operator.homeservers import Homeservers
 from tests.operator.process import Operator
-from tests.operator.servers import LABELS, SERVER, Servers, large, small
+from tests.operator.servers import LABELS, SERVER, Servers, large, permit, small
 
 pytestmark = pytest.mark.xdist_group("cluster-rights")
 
@@ -116,6 +116,7 @@ def test_with_no_more_than_its_rights_the_operator_does_all_its_work(
             assert installed.api.get("kubeovn.io/v1", "Vpc", server.namespace)
             server.change(monitoring={"enabled": False})
             server.wait("Progressing", "False")
+            permit(server.api, *SERVER, "synapse", server.namespace)
             server.api.delete(*SERVER, "synapse", server.namespace)
             server.api.wait("end of the server", lambda: server.api.get(*SERVER, "synapse", server.namespace) is None)
             server.api.wait("end of its network", lambda: not installed.api.list("kubeovn.io/v1", "Vpc"))
@@ -232,6 +233,7 @@ def test_a_weak_namespace_from_before_can_still_end(installed: Cluster) -> None:
     api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     _install(installed)
     api.wait("policies in force", lambda: _denied(api))
+    permit(api, "v1", "Namespace", name)
     api.delete("v1", "Namespace", name)
     api.wait("end of the namespace", lambda: api.get("v1", "Namespace", name) is None)
 
@@ -326,7 +328,7 @@ def test_nobody_gives_a_server_out_for_another(installed: Cluster, as_hearth: Ap
 def test_the_role_is_made_of_the_kinds_that_the_operator_manages() -> None:
     rules = next(
         each
-        for each in yaml.safe_load_all(_rendered())
+        for each in yaml.safe_load_all(rendered())
         if each["kind"] == "ClusterRole" and each["metadata"]["name"] == "hearth-operator"
     )["rules"]
     made = {"list", "watch", "create", "patch"}
@@ -338,7 +340,8 @@ def test_the_role_is_made_of_the_kinds_that_the_operator_manages() -> None:
     assert granted == wanted
 
 
-def _rendered() -> str:
+def rendered(*options: str) -> str:
+    """Return the chart's documents."""
     need_programs()
     words = [
         "template",
@@ -349,5 +352,5 @@ def _rendered() -> str:
         "--set",
         "operator.image=images.example/hearth:1",
     ]
-    done = subprocess.run([str(tools.find("helm")), *words], check=True, capture_output=True, text=True)
+    done = subprocess.run([str(tools.find("helm")), *words, *options], check=True, capture_output=True, text=True)
     return done.stdout

@@ -14,6 +14,7 @@ import yaml
 from tests.cluster.api import Api, ApiError
 from tests.cluster.furnish import NAME
 from tests.operator.process import Operator
+from tests.operator.servers import permit
 from tests.provisioning.kubernetes.pods import Pods
 
 if TYPE_CHECKING:
@@ -105,6 +106,8 @@ def server(make_server: Callable[..., Server], region: Region) -> Server:
 
 def sweep(api: Api, namespace: str) -> None:
     """Remove a server whether an operator runs or not."""
+    permit(api, *SERVER, namespace)
+    permit(api, "v1", "Namespace", namespace)
     found = api.get(*SERVER, namespace)
     if found is not None:
         api.delete(*SERVER, namespace)
