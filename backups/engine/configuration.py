@@ -55,8 +55,10 @@ def read(pieces: Iterable[bytes | memoryview]) -> dict[str, bytes]:
     most = MOST_FILES * (LARGEST + 2 * tarfile.BLOCKSIZE)
     found: dict[str, bytes] = {}
     try:
-        reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(packed)
-        plain = reader.read(most + 1)
+        reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
+        plain = reader.decompress(packed)
+        if not reader.eof or reader.unused_data:
+            raise ConfigurationError("The archive of the configuration has no end, or more than one.")
         if len(plain) > most:
             raise ConfigurationError("The archive of the configuration is larger than one can be. Nothing was taken.")
         with tarfile.open(fileobj=io.BytesIO(plain), mode="r:") as archive:
