@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from provisioning.providers.base import ProviderError
-from provisioning.providers.kubernetes import usage
+from provisioning.providers.kubernetes import tls, usage
 from provisioning.providers.kubernetes.client import Client
 from provisioning.providers.kubernetes.databases import Databases
 from provisioning.providers.kubernetes.objects import SERVER
 from provisioning.providers.kubernetes.place import Place
 
 OLDEST = (1, 31)
+SERVERS = "/apis/hearth.host/v1/matrixservers"
 NEEDED = (("hearth.host", "MatrixServer", "Install Hearth's chart for clusters (platform/deploy), which brings it."),)
 RIGHTS = (
     ("", "namespaces", "", ("get", "create", "patch", "delete")),
@@ -26,7 +27,7 @@ Finding = dict[str, str]
 def check_region(client: Client, place: Place, *, etcd_encrypted: bool) -> list[Finding]:
     """Return one finding for each thing: `what`, `state` (good, warn, missing) and a sentence."""
     found = [_version(client), *_definitions(client, place), *_rights(client), *_classes(client, place)]
-    found += [*_postgres(place), *_figures(client, place)]
+    found += [*_postgres(place), *_figures(client, place), *_inside(client, place), _lowest_tls(client, place)]
     text = "Whoever runs the cluster says that Secrets are encrypted in etcd. It can't be seen from here."
     if not etcd_encrypted:
         text = (
@@ -128,6 +129,61 @@ def _figures(client: Client, place: Place) -> Iterator[Finding]:
         yield _finding("Processors and memory", "warn", text)
     if not place.prometheus:
         yield _finding("Volumes", "warn", "No Prometheus is named, so pages don't show how full volumes are.")
+
+
+def _inside(client: Client, place: Place) -> Iterator[Finding]:
+    """Look whether the namespaces are there from which servers let anybody in."""
+    wanted = [("Namespace of the router", place.ingress_namespace or "ingress")]
+    wanted.append(("Namespace of the operator", place.hearth_namespace or "hearth"))
+    if place.monitoring:
+        wanted.append(("Namespace of Prometheus", place.monitoring_namespace or "monitoring"))
+    for what, name in wanted:
+        try:
+            there = client.get(f"/api/v1/namespaces/{name}") is not None
+        except ProviderError as error:
+            if error.code != "RegionForbidden":
+                raise
+            yield _finding(what, "warn", f"Hearth may not look whether “{name}” is there.")
+            continue
+        if there:
+            yield _finding(what, "good", f"“{name}” is there; servers let in what runs there.")
+        else:
+            text = f"The cluster has no namespace “{name}”, and servers let nothing else in. Say where it is."
+            yield _finding(what, "missing", text)
+
+
+def _lowest_tls(client: Client, place: Place) -> Finding:
+    """Ask the router, as anybody could from outside, which versions of TLS it takes."""
+    what = "Lowest TLS version"
+    host = _some_host(client)
+    address, name = place.ingress_address or host, host or f"hearth-check.{place.base_domain}"
+    if not address:
+        text = "It was not probed: the region has no server yet. Say where the router answers to have it probed now."
+        return _finding(what, "warn", text)
+    try:
+        taken = tls.versions(address, name)
+    except (OSError, UnicodeError) as error:
+        text = f"It could not be probed: {address} does not answer ({type(error).__name__})."
+        return _finding(what, "warn", text)
+    if not taken:
+        return _finding(what, "warn", f"It could not be probed: {address} takes no version of TLS for {name}.")
+    below = [version for version in taken if version < place.tls_minimum]
+    said = f"The router takes TLS {', '.join(taken)} for {name}."
+    if below:
+        cure = f"It must refuse anything below {place.tls_minimum}: docs/kubernetes.md says how for each router."
+        return _finding(what, "missing", f"{said} {cure}")
+    return _finding(what, "good", f"{said} The lowest that this region permits is {place.tls_minimum}.")
+
+
+def _some_host(client: Client) -> str:
+    """Return the public host of one of the servers, or nothing."""
+    try:
+        page = client.request("GET", SERVERS, query={"limit": "1", "labelSelector": SERVER})
+    except ProviderError as error:
+        if error.code not in {"RegionForbidden", "RegionKindMissing"}:
+            raise
+        return ""
+    return next((str(each["spec"]["publicHost"]) for each in page.get("items") or ()), "")
 
 
 def _class(client: Client, what: str, path: str, name: str) -> Finding:
