@@ -29,11 +29,17 @@ def main(arguments: list[str]) -> int:
     agent.add_argument("settings", type=Path)
     restoring = verbs.add_parser("restore", help="bring a server back, into a new place")
     restoring.add_argument("request", type=Path)
+    exporting = verbs.add_parser("export", help="give a backup out in open formats: all of it, a table, a room's files")
+    exporting.add_argument("request", type=Path)
     options = parser.parse_args(arguments)
     if options.verb == "restore":
         from backups.engine.restore.process import main as restore  # noqa: PLC0415 (an agent never restores)
 
         return restore(options.request)
+    if options.verb == "export":
+        from backups.engine.restore.process import export  # noqa: PLC0415 (as above)
+
+        return export(options.request)
     try:
         engine = build(load(options.settings))
     except (SettingsError, StoreError) as error:

@@ -12,11 +12,14 @@ import traceback
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from backups.engine.build import Hearth, open_store
 from backups.engine.progress import Progress
 from backups.engine.restore.command import Restore
 from backups.engine.restore.errors import Cancelled, RestoreError
+from backups.engine.restore.export import Export, Exporter
+from backups.engine.restore.export import load as load_export
 from backups.engine.restore.keys import OpenKeys
 from backups.engine.restore.request import Request, load
 from backups.engine.settings import SettingsError
@@ -28,7 +31,7 @@ DONE, FAILED, CANCELLED = 0, 1, 3
 
 
 def main(path: Path) -> int:
-    """Carry out the request in a file and return the exit code."""
+    """Carry out the restore that a file asks for, and return the exit code."""
     progress = Progress()
     try:
         request = load(path)
@@ -37,14 +40,44 @@ def main(path: Path) -> int:
         return _failed(progress, error)
 
 
+def export(path: Path) -> int:
+    """Carry out the export that a file asks for, and return the exit code. It ends with `exported`, or as a restore."""
+    progress = Progress()
+    try:
+        wanted = load_export(path)
+        return run_export(wanted, under_grant(wanted.request), progress)
+    except RestoreError as error:
+        return _failed(progress, error)
+
+
 def run(request: Request, ask: Ask, progress: Progress) -> int:
-    """Carry out a request, with keys from `ask`, until its end or a signal. Return the exit code."""
+    """Restore, with keys from `ask`, until the end or a signal. Return the exit code."""
+    stop = _stopped_by_signals()
+    return _told(
+        progress,
+        lambda: Restore(request, open_store(request), OpenKeys(ask, stop), progress, stop).run(),
+    )
+
+
+def run_export(wanted: Export, ask: Ask, progress: Progress) -> int:
+    """Export, as `run` restores."""
+    stop = _stopped_by_signals()
+    return _told(
+        progress,
+        lambda: Exporter(wanted, open_store(wanted.request), OpenKeys(ask, stop), progress, stop).run(),
+    )
+
+
+def _stopped_by_signals() -> threading.Event:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _told(progress: Progress, work: Callable[[], Any]) -> int:
     try:
-        restore = Restore(request, open_store(request), OpenKeys(ask, stop), progress, stop)
-        restore.run()
+        work()
     except RestoreError as error:
         return _failed(progress, error)
     except (SettingsError, StoreError) as error:
@@ -52,7 +85,7 @@ def run(request: Request, ask: Ask, progress: Progress) -> int:
         return _failed(progress, RestoreError(str(error), code=code))
     except Exception as error:  # somebody must hear of it in the way they listen
         traceback.print_exc()
-        return _failed(progress, RestoreError(f"The restore broke: {error}", code="EngineFault"))
+        return _failed(progress, RestoreError(f"It broke: {error}", code="EngineFault"))
     return DONE
 
 

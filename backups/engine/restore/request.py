@@ -95,7 +95,7 @@ def load(path: Path) -> Request:
         raise _wrong(f"{path} can't be read ({error.strerror})") from None
     except (msgspec.DecodeError, ValueError) as error:
         raise _wrong(f"{path} is not what a restore needs: {error}") from None
-    return check(_placed(found, path.resolve().parent))
+    return check(placed(found, path.resolve().parent))
 
 
 def check(found: Request) -> Request:
@@ -111,7 +111,9 @@ def _wrong(text: str) -> RestoreError:
     return RestoreError(f"{text}. Nothing was restored or changed.", code="BadRequest")
 
 
-def _placed(found: Request, folder: Path) -> Request:
+def placed(found: Request, folder: Path) -> Request:
+    """Return the request with all paths absolute."""
+
     def at(text: str) -> str:
         return str(folder / text) if text else ""
 

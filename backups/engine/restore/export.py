@@ -1,0 +1,268 @@
+"""Single things of a backup, and all of it for whoever leaves: in formats that need nothing of Hearth's. No Django.
+
+    python -m backups.engine export <request.json>
+
+`everything`: `database.sql.gz` (pg_dump's plain SQL), `media/<id>/<its name>`, `media.csv`, `configuration/` with the
+signing key, `SHA256SUMS` and `README.md`. `table`: one table as CSV or JSON lines. `room`: the files that were sent to
+one room. The database is restored beside, to the wanted moment, and removed again.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+from uuid import UUID
+
+import msgspec
+import psycopg
+from psycopg import sql
+
+from backups.engine.catalogue import Catalogue
+from backups.engine.media.build import name_key
+from backups.engine.media.index import File
+from backups.engine.objects import Vault
+from backups.engine.progress import Progress
+from backups.engine.restore import plan, replay
+from backups.engine.restore.command import Restore
+from backups.engine.restore.errors import Cancelled, RestoreError
+from backups.engine.restore.media import MediaFetch, ObjectDamaged
+from backups.engine.restore.replay import Server
+from backups.engine.restore.request import Request, placed
+from backups.engine.restore.telling import Telling
+from backups.engine.settings import Part
+from backups.engine.stores.base import Store
+from provisioning.providers.local.processes import describe_exit, spawn_argv
+from security.streams import DataKey
+
+README = Path(__file__).with_name("export.md")
+_READ = 1 << 20
+_MEDIA = re.compile(rb"mxc://([^/\"\\]+)/([A-Za-z0-9_-]+)")
+_CONTENT = "local_content/"
+_LONGEST_NAME = 180
+
+
+class Export(Part, frozen=True, kw_only=True):
+    """What to export, and to where. `request` says which backup; its `settle` counts for nothing."""
+
+    request: Request
+    into: str
+    """A folder that does not exist or is empty."""
+    what: Literal["everything", "table", "room"]
+    database: str = "synapse"
+    table: str = ""
+    format: Literal["csv", "jsonl"] = "csv"
+    room: str = ""
+
+
+def load(path: Path) -> Export:
+    """Read a request for an export. Raises `RestoreError`."""
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=Export)
+    except (OSError, msgspec.DecodeError, ValueError) as error:
+        text = f"{path} is not what an export needs: {error}. Nothing was exported."
+        raise RestoreError(text, code="BadRequest") from None
+    folder = path.resolve().parent
+    return msgspec.structs.replace(found, request=placed(found.request, folder), into=str(folder / found.into))
+
+
+class Exporter:
+    """One export. `run` once."""
+
+    def __init__(
+        self, wanted: Export, store: Store, opens: Callable[[UUID], DataKey], progress: Progress, stop: threading.Event
+    ) -> None:
+        self._wanted = wanted
+        self._request = msgspec.structs.replace(wanted.request, media="", configuration="", settle=None)
+        self._vault = Vault(store=store, organisation=wanted.request.organisation, server=wanted.request.server)
+        self._opens = opens
+        self._progress = progress
+        self._stop = stop
+        self._into = Path(wanted.into)
+
+    def run(self) -> dict[str, Any]:
+        """Export, and return how many files and bytes that are. Raises `RestoreError`, `StoreError`."""
+        if self._into.is_symlink() or (self._into.is_dir() and any(self._into.iterdir())):
+            raise RestoreError(f"There is something in {self._into} already. Nothing was touched.", code="NotEmpty")
+        self._into.mkdir(mode=0o700, parents=True, exist_ok=True)
+        everything = self._wanted.what == "everything"
+        request = self._request
+        if everything:
+            request = msgspec.structs.replace(request, configuration=str(self._into / "configuration"))
+        Restore(request, self._vault.store, self._opens, self._progress, self._stop).run()
+        sockets = replay.new_sockets(request.tools)
+        server = Server(Path(request.data), Path(request.work), request.tools, self._stop)
+        try:
+            with server.running(sockets, None, {}):
+                server.await_ready(None)
+                self._take(server)
+                server.end()
+        finally:
+            shutil.rmtree(sockets, ignore_errors=True)
+        for place in (request.data, request.work):
+            shutil.rmtree(place)
+        found = self._sums()
+        self._progress.say("exported", what=self._wanted.what, **found)
+        return found
+
+    def _take(self, server: Server) -> None:
+        with psycopg.connect(
+            host=str(server.sockets), user=self._request.superuser, dbname=self._wanted.database, autocommit=True
+        ) as connection:
+            if self._wanted.what == "table":
+                self._table(connection)
+                return
+            if self._wanted.what == "room":
+                self._media(connection, _of_room(connection, self._wanted.room))
+                return
+            self._media(connection, None)
+        self._progress.say("export", step="database")
+        self._dump(server)
+        shutil.copyfile(README, self._into / "README.md")
+
+    def _table(self, connection: psycopg.Connection[Any]) -> None:
+        name = self._wanted.table
+        found = connection.execute(
+            "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace"
+            " WHERE n.nspname = 'public' AND relname = %s AND relkind IN ('r', 'p', 'v', 'm')",
+            [name],
+        ).fetchone()
+        if found is None:
+            raise RestoreError(f"There is no table {name!r} in this backup. Nothing was exported.", code="BadRequest")
+        table = sql.Identifier(*found)
+        query = sql.SQL("COPY (SELECT * FROM {}) TO STDOUT (FORMAT csv, HEADER)").format(table)
+        if self._wanted.format == "jsonl":
+            # Text format would double each backslash; a CSV without quotes and separators is the bare line.
+            query = sql.SQL(
+                "COPY (SELECT row_to_json(t) FROM {} t) TO STDOUT (FORMAT csv, QUOTE E'\\x01', DELIMITER E'\\x02')"
+            ).format(table)
+        path = self._into / f"{name}.{self._wanted.format}"
+        with path.open("wb") as file, connection.cursor() as cursor, cursor.copy(query) as rows:
+            for piece in rows:
+                file.write(piece)
+
+    def _dump(self, server: Server) -> None:
+        words = ("-h", str(server.sockets), "-U", self._request.superuser, "--no-owner", self._wanted.database)
+        command = replay.command_of("pg_dump", words, self._request.tools)
+        with (
+            gzip.open(self._into / "database.sql.gz", "wb", compresslevel=4) as file,
+            subprocess.Popen(
+                spawn_argv(command), cwd="/", env=dict(command.env), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            ) as process,
+        ):
+            while piece := process.stdout.read(_READ) if process.stdout else b"":
+                if self._stop.is_set():
+                    process.kill()
+                    raise Cancelled
+                file.write(piece)
+            said = process.stderr.read(4096).decode(errors="replace").strip() if process.stderr else ""
+            code = process.wait()
+        if code != 0:
+            raise RestoreError(f"pg_dump ended early ({describe_exit(code)}): {said}", code="ExportFailed")
+
+    def _media(self, connection: psycopg.Connection[Any], only: set[str] | None) -> None:
+        """Fetch files, and give them the names that people gave them."""
+        self._progress.say("export", step="media")
+        catalogue = Catalogue.read(self._vault.store, self._request.organisation, self._request.server)
+        it = plan.make(msgspec.structs.replace(self._request, media=self._wanted.into), catalogue, self._opens)
+        files = {
+            path: file
+            for path, file in plan.files(it, self._vault, self._opens).items()
+            if path.startswith(_CONTENT) and (only is None or _id_of(path) in only)
+        }
+        passing = self._into / ".media"
+        self._fetch(it, files, passing)
+        known = _described(connection)
+        with (self._into / "media.csv").open("w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(("media_id", "file", "name", "type", "user", "created_ms", "bytes"))
+            for path in sorted(files):
+                table.writerow(self._place(passing, path, known.get(_id_of(path), ("", "", "", ""))))
+        shutil.rmtree(passing, ignore_errors=True)
+
+    def _fetch(self, it: plan.Plan, files: dict[str, File], into: Path) -> None:
+        refs = {ref.name: ref for chain in it.runs for run in chain for packs in run.packs for ref in packs.refs()}
+        wanted = {name: refs[name] for name in {file.object for file in files.values()} if name in refs}
+        totals = {"media": sum(ref.size for ref in wanted.values())}
+        key = self._request.name_key_file
+        fetch = MediaFetch(
+            self._vault,
+            self._opens,
+            into,
+            owner=None,
+            name_key=name_key(Path(key)) if key else b"",
+            telling=Telling(self._progress, totals),
+            stop=self._stop,
+        )
+        try:
+            fetch.run(files, wanted)
+        except ObjectDamaged as error:
+            raise plan.damaged(it.catalogue, {error.name: str(error)}, it.need.to) from None
+
+    def _place(self, passing: Path, path: str, known: tuple[str, str, str, str]) -> tuple[Any, ...]:
+        identity = _id_of(path)
+        target = Path("media") / identity / _safe(known[0])
+        (self._into / target).parent.mkdir(parents=True, exist_ok=True)
+        (passing / path).replace(self._into / target)
+        return (identity, str(target), *known, (self._into / target).stat().st_size)
+
+    def _sums(self) -> dict[str, int]:
+        """Write the checksums of all files; return how many there are, and their bytes."""
+        lines, size = [], 0
+        for path in _files(self._into):
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                while piece := file.read(_READ):
+                    digest.update(piece)
+                    size += len(piece)
+            lines.append(f"{digest.hexdigest()}  {path.relative_to(self._into)}\n")
+        (self._into / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
+        return {"files": len(lines), "bytes": size}
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for above, folders, files in os.walk(folder):
+        folders.sort()
+        yield from (Path(above) / name for name in sorted(files))
+
+
+def _id_of(path: str) -> str:
+    """Return the media id that Synapse made this path from."""
+    return "".join(path.removeprefix(_CONTENT).split("/"))
+
+
+def _safe(name: str) -> str:
+    """Return a name that a file may have anywhere."""
+    found = re.sub(r"[\x00-\x1f/\\:*?\"<>|]", "_", name).strip(". ")
+    while len(found.encode()) > _LONGEST_NAME:
+        found = found[1:]
+    return found or "content"
+
+
+def _described(connection: psycopg.Connection[Any]) -> dict[str, tuple[str, str, str, str]]:
+    """Return name, type, owner and time of uploaded files."""
+    rows: Iterable[tuple[str, ...]] = connection.execute(
+        "SELECT media_id, coalesce(upload_name, ''), coalesce(media_type, ''), coalesce(user_id, ''),"
+        " coalesce(created_ts::text, '') FROM local_media_repository"
+    )
+    return {row[0]: (row[1], row[2], row[3], row[4]) for row in rows}
+
+
+def _of_room(connection: psycopg.Connection[Any], room: str) -> set[str]:
+    """Return the ids of all media that a room's events name. What clients encrypted stays so."""
+    found = set[str]()
+    with connection.transaction(), connection.cursor("events") as cursor:
+        cursor.execute("SELECT json FROM event_json WHERE room_id = %s AND json LIKE '%%mxc://%%'", [room])
+        for (text,) in cursor:
+            plain = json.dumps(json.loads(text), ensure_ascii=False).encode()
+            found |= {match[2].decode() for match in _MEDIA.finditer(plain)}
+    return found
