@@ -8,9 +8,13 @@ class BackupsConfig(AppConfig):
     verbose_name = "Backups"
 
     def ready(self) -> None:
-        """Say what backs a server up, and which buckets hold key bundles."""
-        from backups import key_bundles, wiring  # noqa: PLC0415 (they need the models)
+        """Say what backs a server up, what needs its keys how long, and which buckets hold key bundles."""
+        from backups import key_bundles, points, retained, wiring  # noqa: PLC0415 (they need the models)
+        from backups import metrics as _metrics  # noqa: F401, PLC0415 (as above)
         from security.keyring.seams import seams as keyring  # noqa: PLC0415
 
         seams.register_backup(wiring.backup_of)
+        seams.register_point(seams.FINAL, points.final)
+        seams.register_point(seams.BEFORE_UPGRADE, points.before_upgrade)
+        keyring.keep_keys_until.append(retained.keep_keys_until)
         keyring.places.append(key_bundles.places)

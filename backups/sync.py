@@ -14,7 +14,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from backups import policies
+from backups import policies, shelves
 from backups.engine.hearth import Answer, LineReport, OrderReport, PointReport, Report
 from backups.engine.hearth import Order as Wanted
 from backups.models import Line, Order, RestorePoint, ServerBackups
@@ -78,6 +78,7 @@ def _take_point(server: Server, told: PointReport) -> None:
             state=state, damage=told.damage or row.damage, listed=Now() if told.listed else row.listed
         )
     if made:
+        shelves.look_soon(server.pk)
         ServerBackups.objects.filter(server=server).update(
             next_base=policies.next_base(policy, server.pk, timezone.now())
         )
@@ -120,9 +121,9 @@ def _take_state(row: ServerBackups, report: Report) -> None:
 
 def _orders(server: Server) -> tuple[Wanted, ...]:
     rows = Order.objects.filter(server=server, state__in=(State.WAITING, State.TAKEN)).order_by("made")
-    return tuple(
-        Wanted(id=row.pk, kind="final" if row.kind == "final" else "backup", reason=row.reason) for row in rows
-    )
+    # A final one too is told as `backup`: a removal can be taken back until its last step, and an engine that rests
+    # would then leave the server without backups. What comes after the final backup is stored until the server stops.
+    return tuple(Wanted(id=row.pk, kind="backup", reason=row.reason) for row in rows)
 
 
 def _later(one: datetime | None, other: datetime | None) -> datetime | None:

@@ -7,7 +7,6 @@ customer); it crashed (anything else: the customer learns that Hearth has a faul
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ from provisioning.models import Operation, OperationEvent, OperationStep, Server
 from provisioning.providers.base import Observation, ProviderError, StaleFence
 from provisioning.spec import carried_out, decide
 from provisioning.status_writer import publish
-from provisioning.steps import Context, Step, find, together
+from provisioning.steps import WAIT, Context, NotYet, Step, find, together
 
 State, StepState, Level = Operation.State, OperationStep.State, OperationEvent.Level
 MAX_ATTEMPTS = 5
@@ -55,6 +54,8 @@ def _work(lease: Lease) -> None:
         with lease.kept():
             try:
                 _steps(context)
+            except NotYet:
+                _wait(context)
             except ProviderError as error:
                 if isinstance(error, StaleFence):
                     _overtaken(context, error)
@@ -80,11 +81,11 @@ def _steps(context: Context) -> None:
         context.step = steps[-1].name
         if not _begin(context, steps):
             return
-        began = time.monotonic()
         _run(context, steps)
         with lease.write(attempts=0):
             _rows(lease, steps).update(state=StepState.DONE, finished=Now())
-            lease.event(f"Done in {time.monotonic() - began:.1f} s.", step=steps[-1].name)
+            seconds = _rows(lease, steps).latest("started").seconds or 0.0
+            lease.event(f"Done in {seconds:.1f} s.", step=steps[-1].name)
         del todo[: len(steps)]
     _succeed(lease)
 
@@ -109,6 +110,12 @@ def _apart(step: Step, context: Context) -> None:
         connection.close()  # this thread's own
 
 
+def _wait(context: Context) -> None:
+    """Hand the operation back until its step is to be looked at again."""
+    with context.lease.write(attempts=0) as operation:
+        services.hand_back(operation, after=WAIT)
+
+
 def _rows(lease: Lease, steps: Sequence[Step]) -> QuerySet[OperationStep]:
     return OperationStep.objects.filter(operation=lease.operation, name__in=[step.name for step in steps])
 
@@ -130,6 +137,9 @@ def _begin(context: Context, steps: Sequence[Step]) -> bool:
             _fail(context, "WorkerLost", message)
             return False
         Operation.objects.filter(pk=operation.pk).update(attempts=operation.attempts + 1)
+        # A try that failed or was cut off has counted: with none, it runs because it waits. Then that is no news.
+        if not operation.attempts and _rows(lease, steps).filter(state=StepState.RUNNING).count() == len(steps):
+            return True
         running = {"state": StepState.RUNNING, "attempts": operation.attempts + 1}
         _rows(lease, steps).update(**running, finished=None, started=Now())
         again = f" (try {operation.attempts + 1} of {MAX_ATTEMPTS})" if operation.attempts else ""

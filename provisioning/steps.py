@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +22,15 @@ from provisioning.status_writer import now_checked
 from tenants.models import Server
 
 Kind = Operation.Kind
+WAIT = timedelta(seconds=1)
+
+
+class NotYet(Exception):
+    """A step waits for something that others do. It is looked at again after `WAIT`, as often as that takes.
+
+    Meanwhile no worker is held, the operation can be cancelled, and that is no failed try: the step itself must know
+    when it has waited too long.
+    """
 
 
 @dataclass
@@ -135,9 +145,12 @@ def stop_if_there(context: Context) -> None:
         context.log("There is nothing to stop: it was never made.")
 
 
-def stop_for_upgrade(context: Context) -> None:
-    context.log("No restore point is taken yet: once the new version has changed the database, there is no way back.")
-    stop(context)
+def final_backup(context: Context) -> None:
+    seams.take_point(seams.FINAL, context)
+
+
+def point_before_upgrade(context: Context) -> None:
+    seams.take_point(seams.BEFORE_UPGRADE, context)
 
 
 def remove(context: Context) -> None:
@@ -228,13 +241,16 @@ STEPS: dict[str, tuple[Step, ...]] = {
     Kind.RESUME: (CONFIGURATION, START_AGAIN, CHECKS),
     Kind.UPGRADE: (
         ENVIRONMENT,
-        Step("stop", "Stop the server", stop_for_upgrade, commits=True),
+        # The new version changes the database, and then nothing but this leads back.
+        Step("point", "Take a restore point", point_before_upgrade),
+        STOP,
         CONFIGURATION,
         START,
         CHECKS,
     ),
     Kind.PASSWORD: (Step("password", "Set a new admin password", password, commits=True),),
     Kind.DELETE: (
+        Step("final", "Take a final backup", final_backup),
         Step("stop", "Stop the server", stop_if_there),
         Step("remove", "Remove the server and its data", remove, commits=True),
         Step("forget", "Forget its secrets", forget),
