@@ -123,9 +123,9 @@ class S3Server:
             }
             return [self._program, "server", str(data), "--address", address, "--quiet"], environment
         if self.kind == "rclone":
-            known = f"{self.key_id},{self.secret}"
-            options = ["--addr", address, "--auth-key", known, "--vfs-cache-mode", "off", "--config", "/dev/null"]
-            return [self._program, "serve", "s3", *options, str(data)], {}
+            options = ["--addr", address, "--vfs-cache-mode", "off", "--config", "/dev/null"]
+            known = {"RCLONE_AUTH_KEY": f'"{self.key_id},{self.secret}"'}
+            return [self._program, "serve", "s3", *options, str(data)], known
         versions = self.folder / "versions"
         versions.mkdir(exist_ok=True)
         argv = [self._program, "--port", address, "--quiet", "posix", "--versioning-dir", str(versions), str(data)]

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from backups.engine.stores.base import Store
+from backups.engine.stores.connection import Bucket
 from backups.engine.stores.folder import FolderStore
-from tests.backups.s3_servers import open_store
+from backups.engine.stores.s3 import S3Store
+from tests.backups.s3_faults import S3Faults
+from tests.backups.s3_servers import S3Server, open_store
 
 
 @pytest.fixture(params=["folder", "minio", "second_s3", "plain_s3"])
@@ -19,5 +22,30 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
         yield FolderStore("near", tmp_path / "store", make=True)
         return
     opened = open_store(request.getfixturevalue(request.param).new_prefix())
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(params=["minio", "second_s3"])
+def server(request: pytest.FixtureRequest) -> S3Server:
+    found: S3Server = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def where(server: S3Server) -> Bucket:
+    return server.new_prefix()
+
+
+@pytest.fixture
+def proxy(server: S3Server) -> Iterator[S3Faults]:
+    with S3Faults(server.endpoint) as started:
+        yield started
+
+
+@pytest.fixture
+def direct(where: Bucket) -> Iterator[S3Store]:
+    """The same place without the proxy."""
+    opened = open_store(where)
     yield opened
     opened.close()
