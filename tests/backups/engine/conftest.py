@@ -24,6 +24,7 @@ from backups.engine.settings import Database, FolderStoreAt, Policy, Settings, T
 from backups.engine.stores.folder import FolderStore
 from provisioning.providers.local.postgres import BIN
 from tests.backups.clusters import CAPABILITIES, NOBODY, Cluster
+from tests.backups.engine import faulty
 from tests.backups.keys import MemoryKeys
 from tests.backups.recovery import Restorer
 
@@ -155,3 +156,12 @@ def bench(monkeypatch: pytest.MonkeyPatch, template: Path) -> Iterator[Bench]:
         for each in clusters:
             each.stop()
         shutil.rmtree(folder)
+
+
+@pytest.fixture
+def store(bench: Bench) -> Iterator[faulty.Store]:
+    store = faulty.Store("folder", bench.folder / "store", make=True)
+    bench.store = store
+    bench.cluster.value("CREATE TABLE message (id serial PRIMARY KEY)")
+    yield store
+    store.away = False
