@@ -7,10 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import threading
-import time
-from collections.abc import Iterator
-from datetime import datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -20,80 +16,11 @@ from backups.engine.restore import disk
 from backups.engine.restore.errors import RestoreError
 from backups.engine.restore.request import Request
 from tests.backups.engine.conftest import wait_for
+from tests.backups.restore.busy import Busy
 from tests.backups.restore.conftest import Server, end
 from tests.left_out import leave_out
 
 KILLS = 6
-WRITERS = 3
-CLOSE = timedelta(milliseconds=20)
-"""Two sessions that commit at one moment may write that down in either order."""
-
-
-class Busy:
-    """A server that was written to by several sessions while it was backed up."""
-
-    def __init__(self, server: Server) -> None:
-        self.server = server
-        self.moment: datetime
-        self._known: dict[int, tuple[str, datetime]] = {}
-
-    def fill(self) -> Busy:
-        cluster = self.server.cluster
-        cluster.stop()
-        cluster.settings["track_commit_timestamp"] = "on"
-        cluster.start()
-        cluster.value("CREATE TABLE message (id int PRIMARY KEY, body text)")
-        for size in (10, 1000, 100_000, 9 << 20):
-            self.server.files.add(os.urandom(size), thumbnails=2)
-        self.server.start()
-        self.server.point()
-        with self._written():
-            time.sleep(2)
-            cluster.value("SELECT pg_switch_wal()")
-            self.moment = cluster.value("SELECT clock_timestamp()")
-            time.sleep(1)
-            cluster.value("SELECT pg_switch_wal()")
-        with cluster.connect() as connection:
-            rows = connection.execute("SELECT id, body, pg_xact_commit_timestamp(xmin) FROM message").fetchall()
-        self._known = {number: (body, at) for number, body, at in rows}
-        self.server.covered()
-        self.server.stop()
-        cluster.stop()
-        return self
-
-    def check(self, request: Request) -> None:
-        """The rows of the wanted moment are there, whole, and no other; and all media."""
-        cluster = self.server.started(request)
-        with cluster.connect() as connection:
-            found = dict(connection.execute("SELECT id, body FROM message").fetchall())
-        cluster.stop()
-        assert (
-            found.items() <= {number: body for number, (body, at) in self._known.items() if at <= self.moment}.items()
-        )
-        assert {number for number, (_, at) in self._known.items() if at <= self.moment - CLOSE} <= found.keys()
-        assert 0 < len(found) < len(self._known)
-        media = Path(request.media)
-        files = {str(path.relative_to(media)): path.read_bytes() for path in media.rglob("*") if path.is_file()}
-        assert files == self.server.files.all()
-
-    @contextlib.contextmanager
-    def _written(self) -> Iterator[None]:
-        stop = threading.Event()
-        threads = [threading.Thread(target=self._write, args=(number, stop)) for number in range(WRITERS)]
-        for each in threads:
-            each.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            for each in threads:
-                each.join()
-
-    def _write(self, number: int, stop: threading.Event) -> None:
-        with self.server.cluster.connect() as connection:
-            while not stop.is_set():
-                connection.execute("INSERT INTO message VALUES (%s, repeat(md5(%s), 40))", [number, str(number)])
-                number += WRITERS
 
 
 @pytest.fixture
