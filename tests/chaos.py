@@ -73,7 +73,7 @@ def synapses(server_id: str) -> list[list[str]]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             command = process.cmdline()
-            if server_id in " ".join(command) and "python" in Path(process.exe()).name:
+            if f"{server_id}/config/homeserver.yaml" in " ".join(command) and "python" in Path(process.exe()).name:
                 found.append(command)
     return found
 
