@@ -308,3 +308,57 @@ class Proof(models.Model):
 
     def __str__(self) -> str:
         return f"{self.get_kind_display()}: {self.server}"
+
+
+class Shelf(models.Model):
+    """What one store holds of one server: when Hearth last looked through it, and when it does so next."""
+
+    server = models.ForeignKey(Server, on_delete=models.PROTECT, related_name="shelves")
+    store = models.ForeignKey(Store, on_delete=models.PROTECT, related_name="shelves")
+    next_turn = models.DateTimeField(null=True, help_text="Empty when nothing is left there.")
+    turned = models.DateTimeField(null=True, help_text="When all of it was last listed and compared.")
+    objects_there = models.PositiveBigIntegerField(default=0)
+    bytes_there = models.PositiveBigIntegerField(default=0)
+    bytes_waiting = models.PositiveBigIntegerField(default=0, help_text="No longer needed; removed a day later.")
+    removed = models.DateTimeField(null=True, help_text="When something that had expired was last removed.")
+    fault = models.TextField(blank=True, help_text="Why the last look failed; nothing was removed then.")
+    fault_since = models.DateTimeField(null=True)
+
+    class Meta:
+        verbose_name_plural = "shelves"
+        constraints = [models.UniqueConstraint(fields=["server", "store"], name="shelf_once")]
+        indexes = [
+            models.Index(fields=["next_turn"], name="shelf_due"),
+            models.Index(fields=["fault_since"], name="shelf_at_fault", condition=Q(fault_since__isnull=False)),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.server} in {self.store}"
+
+
+class Alarm(models.Model):
+    """Something about a server's backups that somebody has to look at, for as long as it is so."""
+
+    class Cause(models.TextChoices):
+        NONE = "none", "No restore point"
+        LATE = "late", "No new restore point"
+        BEHIND = "behind", "Changes are not stored"
+        GAP = "gap", "A gap in the history"
+        SILENT = "silent", "The engine is silent"
+        FAULT = "fault", "The engine is in trouble"
+        COPY = "copy", "The second store is behind"
+        DAMAGED = "damaged", "A restore point is damaged"
+        PROOF = "proof", "A check failed or did not take place"
+        EXPIRY = "expiry", "A store can't be looked through"
+
+    server = models.ForeignKey(Server, on_delete=models.CASCADE, related_name="backup_alarms")
+    cause = models.CharField(max_length=8, choices=Cause)
+    since = models.DateTimeField(auto_now_add=True, help_text="When it was first seen.")
+    text = models.TextField()
+
+    class Meta:
+        ordering = ["since"]
+        constraints = [models.UniqueConstraint(fields=["server", "cause"], name="alarm_once")]
+
+    def __str__(self) -> str:
+        return f"{self.get_cause_display()}: {self.server}"

@@ -51,7 +51,7 @@ def change_policy(actor: Any, *, policy: Policy, **values: int | None) -> Policy
     before = {name: getattr(known, name) for name in FIELDS} if known else {}
     for name, value in values.items():
         setattr(policy, name, value)
-    _refuse_nonsense(policy)
+    refuse_nonsense(policy)
     policy.save()
     owner = policy.server.organisation_id if policy.server else None
     after = {name: getattr(policy, name) for name in FIELDS}
@@ -59,7 +59,8 @@ def change_policy(actor: Any, *, policy: Policy, **values: int | None) -> Policy
     return policy
 
 
-def _refuse_nonsense(policy: Policy) -> None:
+def refuse_nonsense(policy: Policy) -> None:
+    """Raise `Refused` for what no policy may say."""
     limits = {
         "retention_days": (30, 3650, "Restore points are kept for at least 30 days: people notice a loss weeks later."),
         "final_days": (30, 3650, "The final backup of a deleted server is kept for at least 30 days."),

@@ -1,0 +1,132 @@
+"""Stores as Hearth's own workers use them: with the credentials that may remove what has expired."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+from django.utils import timezone
+from django.views.decorators.debug import sensitive_variables
+
+from audit.services import record
+from backups.engine.stores import base
+from backups.engine.stores.base import StoreError
+from backups.engine.stores.folder import FolderStore
+from backups.models import RegionStores, Store
+from tenants.errors import Refused
+
+COLUMNS = ("code", "name", "kind", "folder", "endpoint", "bucket", "location", "access_key", "agent_access_key")
+SECRETS = ("secret_key", "agent_secret_key")
+PLACE = ("code", "kind", "folder", "endpoint", "bucket")
+"""What says where backups lie: it stays while a region uses the store."""
+OWN = "hearth-check"
+
+
+@contextlib.contextmanager
+@sensitive_variables()
+def opened(store: Store, server: uuid.UUID) -> Iterator[base.Store]:
+    """Open what a store holds of one server; it is never made here. Raises `StoreError`, `SecurityError`."""
+    if store.kind == Store.Kind.FOLDER:
+        yield FolderStore(store.code, Path(store.folder) / str(server))
+        return
+    with contextlib.closing(_bucket(store, str(server))) as found:
+        yield found
+
+
+@sensitive_variables()
+def _bucket(store: Store, prefix: str) -> Any:
+    from backups.engine.stores.connection import Bucket, Credentials  # noqa: PLC0415 (boto3 is large; few need it)
+    from backups.engine.stores.s3 import S3Store  # noqa: PLC0415
+
+    given = Credentials(store.access_key, str(store.secret_key or "")) if store.access_key else None
+    where = Bucket(
+        store.bucket,
+        endpoint=store.endpoint,
+        region=store.location or "us-east-1",
+        prefix=prefix,
+        credentials=given,
+        tries=3,
+    )
+    return S3Store(store.code, where)
+
+
+@sensitive_variables()
+def check(actor: Any, *, store: Store) -> Store:
+    """Ask a store which protections it has, and write down what it said, or why it can't be used."""
+    try:
+        found, fault = _asked(store), ""
+    except StoreError as error:
+        found, fault = store.findings, str(error)
+    with transaction.atomic():
+        row = Store.objects.select_for_update().get(pk=store.pk)
+        row.findings, row.fault, row.checked = found, fault, timezone.now()
+        row.save(update_fields=["findings", "fault", "checked"])
+        record(actor=actor, verb="backups.store-check", object=row, after={"fault": fault, "findings": len(found)})
+    return row
+
+
+def _asked(store: Store) -> list[dict[str, str]]:
+    if store.kind == Store.Kind.FOLDER:
+        root = Path(store.folder)
+        if not root.is_dir() and not root.is_relative_to(settings.STATE):
+            text = f"The folder {root} is not there. Mount its disk, or correct the path. Nothing was written."
+            raise StoreError(text, code="StoreMissing", retry=False)
+        found = FolderStore(store.code, root / OWN, make=True).check()
+    else:
+        with contextlib.closing(_bucket(store, OWN)) as bucket:
+            found = bucket.check()
+    return [{"what": each.what, "state": each.state, "text": each.text} for each in found]
+
+
+@sensitive_variables()
+@transaction.atomic
+def save_store(actor: Any, *, store: Store, secrets: dict[str, str] | None = None, **columns: str) -> Store:
+    """Make or change a store. Secrets that are not given stay. Where backups lie can't change while it is used."""
+    known = Store.objects.select_for_update().filter(pk=store.pk).first()
+    row = known or Store(pk=store.pk)
+    before = _shown(known) if known else {}
+    for name in COLUMNS:
+        setattr(row, name, columns.get(name, getattr(row, name)))
+    refuse(row, before)
+    given = {name: value for name, value in (secrets or {}).items() if name in SECRETS and value}
+    for name, value in given.items():
+        setattr(row, name, value)
+    row.save()
+    after = _shown(row) | dict.fromkeys(given, "replaced")
+    record(actor=actor, verb="backups.store", object=row, before=before, after=after)
+    return row
+
+
+def refuse(row: Store, before: dict[str, str]) -> None:
+    """Raise `Refused` for a store that can't be, or would leave backups behind."""
+    if row.kind == Store.Kind.FOLDER and not row.folder.startswith("/"):
+        raise Refused("Give the folder's whole path, such as /srv/backups. Nothing was changed.", field="folder")
+    if row.kind == Store.Kind.S3 and not (row.endpoint and row.bucket):
+        raise Refused("A bucket needs its server's address and its name. Nothing was changed.", field="bucket")
+    moved = [name for name in PLACE if before and before[name] != getattr(row, name)]
+    if moved and (row.first_of.exists() or row.second_of.exists() or row.shelves.filter(next_turn__isnull=False)):
+        text = "Backups lie in this store, so its place stays as it is. Make another store instead."
+        raise Refused(f"{text} Nothing was changed.", field=moved[0])
+
+
+@transaction.atomic
+def choose_stores(actor: Any, *, chosen: RegionStores) -> RegionStores:
+    """Say where a region's servers are backed up to. Backups that lie elsewhere stay there until they expire."""
+    if chosen.second_id == chosen.first_id:
+        text = "The second store is another one than the first: it is for the day on which that is lost."
+        raise Refused(f"{text} Nothing was changed.", field="second")
+    known = RegionStores.objects.select_for_update().filter(region_id=chosen.region_id).first()
+    before = {"first": known.first.code, "second": known.second.code if known.second else ""} if known else {}
+    chosen.save()
+    after = {"first": chosen.first.code, "second": chosen.second.code if chosen.second else ""}
+    record(actor=actor, verb="backups.stores", object=chosen.region, before=before, after=after)
+    return chosen
+
+
+def _shown(row: Store) -> dict[str, str]:
+    return {name: str(getattr(row, name)) for name in COLUMNS}
