@@ -70,7 +70,7 @@ def test_a_buckets_key_is_a_file_and_is_the_agents(server: Server) -> None:
     found = seams.backup_of(server)
     told = msgspec.convert(found["settings"], Told)
     assert isinstance(told.store, S3StoreAt)
-    assert (told.store.bucket, told.store.prefix, told.store.region) == ("b", f"{server.pk}/", "eu-1")
+    assert (told.store.bucket, told.store.prefix, told.store.region) == ("b", str(server.pk), "eu-1")
     keys = base64.b64decode(found["files"][told.store.credentials_file])
     assert b"may-write" in keys
     assert b"may-remove" not in keys + str(found).encode()
