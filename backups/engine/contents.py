@@ -20,6 +20,7 @@ PAGE = 8192
 MANIFEST = "backup_manifest"
 _LARGEST_MANIFEST = 1 << 30
 _READ = 1 << 20
+_LITTLE = 4096
 _PAGE = struct.Struct("<HHIQI")
 """XLogPageHeaderData: magic, info, timeline, address, remaining length (PostgreSQL's xlog_internal.h)."""
 _LONG = struct.Struct("<QII")
@@ -39,7 +40,7 @@ class Unpacked(io.RawIOBase):
     def __init__(self, pieces: Iterable[bytes | memoryview]) -> None:
         self._pieces = iter(pieces)
         self._unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
-        self._rest = memoryview(b"")
+        self._packed = self._rest = memoryview(b"")
 
     def readable(self) -> bool:
         return True
@@ -47,7 +48,10 @@ class Unpacked(io.RawIOBase):
     def readinto(self, target: Any, /) -> int:
         while not self._rest:
             try:
-                self._rest = memoryview(self._unpacker.decompress(bytes(next(self._pieces))))
+                # A little at a time: 4 KiB can be 128 MiB of zeros.
+                self._packed = self._packed or memoryview(bytes(next(self._pieces)))
+                self._rest = memoryview(self._unpacker.decompress(self._packed[:_LITTLE]))
+                self._packed = self._packed[_LITTLE:]
             except StopIteration:
                 if not self._unpacker.eof or self._unpacker.unused_data:
                     raise ContentError("Its compressed stream has no end, or more than one.") from None
