@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from provisioning.operator.children import KINDS, Workload
@@ -44,6 +44,8 @@ class Diagnosis:
 
     fault: Fault | None
     crashes: int = 0
+    starting: bool = False
+    """Whether the main process runs and has not answered since its start: it may be changing its database."""
 
 
 async def diagnose(client: Client, namespace: str, workloads: Mapping[str, Workload]) -> Diagnosis:
@@ -55,24 +57,31 @@ async def diagnose(client: Client, namespace: str, workloads: Mapping[str, Workl
     claims = (await client.list(KINDS["PersistentVolumeClaim"], namespace)).get("items") or []
     pending = [claim for claim in claims if (claim.get("status") or {}).get("phase") == "Pending"]
     if fault := await _volumes(client, pending):
-        return Diagnosis(fault, found.crashes)
+        return replace(found, fault=fault)
     if found.fault:
         return found
     events = (await client.list(CORE_EVENTS, namespace)).get("items") or []
-    return Diagnosis(of_events(events, workloads), found.crashes)
+    return replace(found, fault=of_events(events, workloads))
 
 
 def of_pods(pods: Iterable[Mapping[str, Any]]) -> Diagnosis:
     """Return the cause that pods tell: the gravest of the first pod that tells one."""
-    fault, crashes = None, 0
+    fault, crashes, starting = None, 0, False
     for pod in sorted(pods, key=lambda each: str(each["metadata"]["name"])):
         status, name = pod.get("status") or {}, pod["metadata"]["name"]
         containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
         if str(name).startswith(MAIN):
             crashes = max([crashes, *(int(each.get("restartCount") or 0) for each in containers)])
+            starting = starting or any(_starts(each) for each in status.get("containerStatuses") or ())
         fault = fault or next(filter(None, (_container(name, each) for each in containers)), None)
         fault = fault or _unscheduled(name, status)
-    return Diagnosis(fault, crashes)
+    return Diagnosis(fault, crashes, starting)
+
+
+def _starts(container: Mapping[str, Any]) -> bool:
+    """Say whether a container runs, has passed no startup probe yet, and has never ended."""
+    runs = "running" in (container.get("state") or {})
+    return runs and container.get("started") is False and not container.get("restartCount")
 
 
 def _unscheduled(name: str, status: Mapping[str, Any]) -> Fault | None:

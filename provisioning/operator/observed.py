@@ -47,6 +47,8 @@ class Observed:
     diagnosis: Fault | None = None
     """Why processes do not run, as their pods and volumes tell; `crashes` says how often the main one ended."""
     crashes: int = 0
+    starting: bool = False
+    """Whether the main process runs and has not answered since its start."""
     faults: Mapping[Place, Fault] = field(default_factory=dict)
     """Children that the API server refused."""
     fault: Fault | None = None

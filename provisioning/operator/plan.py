@@ -18,6 +18,7 @@ from provisioning.operator.children import Place
 from provisioning.operator.observed import MAIN, WORKLOADS, Fault, Observed, condition, is_synapse
 
 UPGRADE_LIMIT = 900.0  # seconds an upgrade may take before it goes back
+MIGRATION_LIMIT = 86400.0  # and while the main process works on its database, as long as its pod is given to start
 CRASHES = 4  # of the main process, before an upgrade goes back sooner
 UPGRADE_FAILED = "UpgradeFailed"
 UPGRADE_STUCK = "UpgradeStuck"
@@ -146,8 +147,8 @@ def _failure(spec: Mapping[str, Any], generation: int, status: Mapping[str, Any]
         because = f"its main process ended {seen.crashes} times"
     elif main.reason == "ProgressDeadlineExceeded":
         because = "its main process did not become ready in time"
-    elif _since(status, generation, seen.now) > UPGRADE_LIMIT:
-        because = f"it did not answer within {UPGRADE_LIMIT / 60:.0f} minutes"
+    elif _since(status, generation, seen.now) > (limit := MIGRATION_LIMIT if seen.starting else UPGRADE_LIMIT):
+        because = f"it did not answer within {limit / 60:.0f} minutes"
     if not because:
         return None
     detail = f" {seen.diagnosis.message}" if seen.diagnosis else ""

@@ -211,6 +211,7 @@ class Reconciler:
             probe=memory.probe,
             diagnosis=memory.diagnosis.fault,
             crashes=memory.diagnosis.crashes,
+            starting=memory.diagnosis.starting,
             faults=faults or {},
             fault=fault,
             kept=found.kept if found else (),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from provisioning.operator import arrangement
+from provisioning.operator import plan as planning
 from provisioning.operator.children import KEEPS, Place, Workload
 from provisioning.operator.diagnosis import of_events, of_pods
 from provisioning.operator.differences import Cause, Wanted, compare
@@ -20,6 +22,7 @@ from provisioning.operator.kube.access import AccessError, InCluster, Kubeconfig
 from provisioning.operator.kube.errors import from_answer, from_status
 from provisioning.operator.kube.fingerprint import Shapes, additions, claimed, covers, union
 from provisioning.operator.kube.queue import WorkQueue
+from provisioning.operator.observed import MAIN, Observed
 from provisioning.operator.ownership import stamp
 from provisioning.operator.probe import Prober
 from provisioning.operator.render import split
@@ -78,6 +81,42 @@ def test_data_of_a_server_that_was_ready_are_never_made_anew() -> None:
     found = compare(wanted, {}, **asked, told=lambda kind: kind != "Cluster")
     assert (found.lost, found.unsure) == ((), (database,))
     assert not compare(wanted, {database: child(), SERVICE: child()}, **asked)
+
+
+@pytest.mark.parametrize(
+    ("started", "restarts", "state", "starting"),
+    [
+        (False, 0, "running", True),
+        (True, 0, "running", False),
+        (False, 1, "running", False),
+        (False, 0, "waiting", False),
+    ],
+)
+def test_a_main_process_that_starts_may_change_its_database(
+    started: bool, restarts: int, state: str, starting: bool
+) -> None:
+    container = {"name": "synapse", "started": started, "restartCount": restarts, "state": {state: {}}}
+    pod = {"metadata": {"name": "synapse-main-0"}, "status": {"containerStatuses": [container]}}
+    assert of_pods([pod]).starting is starting
+    pod["metadata"]["name"] = "synapse-generic-0"
+    assert not of_pods([pod]).starting
+
+
+@pytest.mark.parametrize(
+    ("hours", "starting", "back"), [(0.2, False, False), (0.3, False, True), (20, True, False), (25, True, True)]
+)
+def test_an_upgrade_goes_back_only_when_nothing_works_on_it(hours: float, starting: bool, back: bool) -> None:
+    now, begun = 2_000_000_000.0, dt.datetime.fromtimestamp(2_000_000_000 - hours * 3600, dt.UTC)
+    spec = {"synapse": {"version": "2.0.0", "compatVersion": 90, "schemaVersion": 95}, "images": {"synapse": "new"},
+            "size": {"cpu": 2, "memory": "4Gi"}}  # fmt: skip
+    progressing = {"type": "Progressing", "status": "True", "reason": "Upgrading", "observedGeneration": 2,
+                   "lastTransitionTime": begun.strftime("%Y-%m-%dT%H:%M:%SZ")}  # fmt: skip
+    release = {"version": "1.0.0", "image": "old", "schemaVersion": 94}
+    main = Workload(desired=1, replicas=1, updated=1, ready=0, current=True, image="new", selector="")
+    seen = Observed({Place("StatefulSet", MAIN): child(seen=main)}, now, starting=starting)
+    plan = planning.make(spec, 2, {"release": release, "conditions": [progressing]}, seen)
+    assert bool(plan.fault) is back
+    assert plan.spec["images"]["synapse"] == ("old" if back else "new")
 
 
 def test_data_are_never_pruned() -> None:
