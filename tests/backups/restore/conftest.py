@@ -25,8 +25,9 @@ from tests.backups.clusters import CAPABILITIES, NOBODY, Cluster
 from tests.backups.engine.conftest import ORGANISATION, SERVER, Bench, bench, template
 from tests.backups.engine.media import NAME_KEY, Files
 from tests.backups.keys import FileKeys
+from tests.backups.s3_servers import minio
 
-__all__ = ["bench", "template"]
+__all__ = ["bench", "minio", "template"]
 
 ROOT = Path(__file__).resolve().parents[3]
 SIGNING_KEY = "ed25519 a_AbCd RG9uJ3QgdXNlIHRoaXMgaW4gYSByZWFsIHNlcnZlciEhISE\n"

@@ -16,11 +16,13 @@ import pytest
 from backups.engine import names, verify
 from backups.engine.catalogue import Catalogue
 from backups.engine.hearth import Order
+from backups.engine.replicate import Replication
 from backups.engine.restore.errors import RestoreError
 from backups.engine.restore.folder import Folder
 from backups.engine.stores.folder import FolderStore
 from tests.backups.engine.conftest import ORGANISATION, SERVER, wait_for
 from tests.backups.restore.conftest import Server
+from tests.backups.s3_servers import S3Server, open_store
 
 ROWS = "SELECT coalesce(array_agg(id ORDER BY id), '{}') FROM message"
 
@@ -211,3 +213,17 @@ def test_what_lies_there_is_not_restored_over(backed: Server) -> None:
 
 def test_another_organisations_backups_are_none(backed: Server) -> None:
     assert _refusal(backed, organisation="somebody-else").code == "NotRestorable"
+
+
+def test_the_second_store_alone_is_enough(backed: Server, minio: S3Server) -> None:
+    second = open_store(minio.new_prefix())
+    try:
+        Replication(backed.store, second).turn()
+        shutil.rmtree(backed.folder / "store")
+
+        found = backed.restore(backed.request(), second)
+    finally:
+        second.close()
+
+    assert found["media_hashed"]
+    assert backed.started(backed.request()).value(ROWS) == [0, 1, 2, 3]
