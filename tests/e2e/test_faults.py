@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -82,6 +83,9 @@ def test_suspended_resumed_and_deleted(hearth: Stack, dora: Person, organisation
     talk(connection)
     dora.delete_server(path, "verbs.hearth.localhost")
     dora.wait_for(path, "deleted")
+    deletion = re.search(rf'href="({path}operations?/[^"]+)">Delete<', dora.get(path).text)
+    assert deletion, text(dora.get(path).text)
+    assert "The final backup is whole" in text(dora.get(deletion[1]).text)
     assert not _of(path.split("/")[4], "")
 
 
