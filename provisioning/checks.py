@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from provisioning import counting
-from provisioning.matrix import PLAIN, SERVICE, TIMEOUT, Homeserver, MatrixError, bounded
+from provisioning.matrix import LONGEST, PLAIN, SERVICE, TIMEOUT, Homeserver, MatrixError, bounded
 from provisioning.providers.base import ProviderError
 from provisioning.providers.local.keys import verify_key
 
@@ -39,7 +39,7 @@ def run(
 
     With `count` people and media are counted by the service account: for places whose metrics Hearth can't read.
     """
-    with Homeserver(url, server_name) as homeserver:
+    with Homeserver(url, server_name, seconds=LONGEST) as homeserver:
         if not homeserver.request("GET", "/_matrix/client/versions").get("versions"):
             raise CheckFailed("The homeserver names no version of the Matrix protocol.", code="VersionsMissing")
         key_id = check_key(homeserver, secrets["signing_key"])

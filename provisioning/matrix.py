@@ -39,8 +39,10 @@ class MatrixError(ProviderError):
 class Homeserver:
     """One homeserver at `url`. Use it as a context manager; it closes its connections at the end."""
 
-    def __init__(self, url: str, server_name: str) -> None:
+    def __init__(self, url: str, server_name: str, *, seconds: float | None = None) -> None:
+        """`seconds`: for all requests together; None: each has its own."""
         self.server_name = server_name
+        self._end = None if seconds is None else time.monotonic() + seconds
         self._client = httpx.Client(
             base_url=url.rstrip("/"), timeout=TIMEOUT, trust_env=False, verify=_verify(url), headers=PLAIN
         )
@@ -55,8 +57,12 @@ class Homeserver:
         """Return the answer's JSON object, or raise `MatrixError` with a sentence that has no secret in it."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
-            with self._client.stream(method, path, headers=headers, json=body) as response:
-                answer = json.loads(bounded(response))
+            left = LONGEST if self._end is None else min(LONGEST, self._end - time.monotonic())
+            if left <= 0:
+                raise httpx.ReadTimeout("All its answers together take too long.")
+            patience = httpx.Timeout(min(10.0, left), connect=min(3.0, left))
+            with self._client.stream(method, path, headers=headers, json=body, timeout=patience) as response:
+                answer = json.loads(bounded(response, seconds=left))
         except httpx.HTTPError as error:
             raise MatrixError(
                 f"The homeserver did not answer {path} ({type(error).__name__}).", code="HomeserverUnreachable"
@@ -113,12 +119,12 @@ class Homeserver:
         self.request("PUT", f"/_synapse/admin/v2/users/{user}", token=token, body=fields)
 
 
-def bounded(response: httpx.Response, largest: int = LARGEST) -> bytes:
+def bounded(response: httpx.Response, largest: int = LARGEST, *, seconds: float = LONGEST) -> bytes:
     """Read an answer to its end, or raise `httpx.ReadError` when it has none in sight.
 
     It is read as it was sent: packed, a few kilobytes can become gigabytes before anybody has counted them.
     """
-    body, end = bytearray(), time.monotonic() + LONGEST
+    body, end = bytearray(), time.monotonic() + seconds
     for chunk in response.iter_raw():
         body += chunk
         if len(body) > largest or time.monotonic() > end:

@@ -15,7 +15,8 @@ from django.db.models import F
 from django.utils import timezone
 
 from provisioning import checks, engine, observer, samples, services
-from provisioning.models import Sample, ServerStatus
+from provisioning.matrix import Homeserver, MatrixError
+from provisioning.models import Region, Sample, ServerStatus
 from provisioning.providers.base import Observation, ProviderError
 from tenants.models import Server
 from tests.provisioning.fakes import ScriptedProvider, Stub
@@ -226,3 +227,20 @@ def test_a_clock_that_was_put_back_delays_nothing(made: Server, provider: Script
     assert status.last_seen < ahead
     assert (status.phase, status.reason) == ("degraded", "HomeserverError")
     assert Sample.objects.count() == 2
+
+
+def test_regions_are_looked_at_beside_each_other(made: Server, provider: ScriptedProvider) -> None:
+    """Each look waits for the other to have begun."""
+    Region.objects.create(code="other", name="Other", provider="local", base_domain="other.example")
+    both = threading.Barrier(2, timeout=20)
+    ask = provider.observe
+    provider.observe = lambda: (both.wait(), ask())[1]  # type: ignore[method-assign]
+    observer.observe()
+    assert not both.broken
+    assert ServerStatus.objects.get(server=made).phase == "ready"
+
+
+def test_one_deadline_holds_for_all_requests_of_a_check() -> None:
+    late = Homeserver("http://127.0.0.1:9", "x.example", seconds=0.0)
+    with late as homeserver, pytest.raises(MatrixError, match="ReadTimeout"):
+        homeserver.request("GET", "/_matrix/client/versions")

@@ -81,16 +81,19 @@ class Client:
 
     def listed(self, path: str, *, patience: float | None = None, **query: str) -> Iterator[Object]:
         """Give all objects of a kind, page by page. A list that grew too old meanwhile (410) begins anew."""
+        yield from self.whole(path, patience=patience, **query)[0]
+
+    def whole(self, path: str, *, patience: float | None = None, **query: str) -> tuple[list[Object], str]:
+        """Return all objects of a kind, with the resource version from which their changes can be watched."""
         for _ in range(3):
             try:
-                yield from self._pages(path, query, patience)
-                return
+                return self._pages(path, query, patience)
             except Refused as error:
                 if error.status != 410:
                     raise
         raise Refused(f"The cluster's lists end too early. {SAFE}", code="RegionBusy", retry=True, status=410)
 
-    def _pages(self, path: str, query: Mapping[str, str], patience: float | None) -> list[Object]:
+    def _pages(self, path: str, query: Mapping[str, str], patience: float | None) -> tuple[list[Object], str]:
         found: list[Object] = []
         more = ""
         while True:
@@ -99,7 +102,12 @@ class Client:
             found += page.get("items") or []
             more = page["metadata"].get("continue") or ""
             if not more:
-                return found
+                return found, str(page["metadata"].get("resourceVersion") or "")
+
+    def events(self, path: str, query: Mapping[str, str], *, patience: float | None = None) -> list[Object]:
+        """Return what a watch tells until it ends by itself, as `timeoutSeconds` of the query says."""
+        lines = self._asked("GET", path, None, {"Accept": "application/json"}, query, patience=patience).splitlines()
+        return [_understood(line) for line in lines if line]
 
     def request(
         self,
@@ -113,18 +121,30 @@ class Client:
         patience: float | None = None,
     ) -> Object:
         """Return the answer, or raise `ProviderError`. Nothing of the body is ever in the error."""
+        headers = {"Accept": accept} | ({"Content-Type": kind} if body is not None else {})
+        return _understood(self._asked(method, path, body, headers, query or {}, patience=patience))
+
+    def _asked(
+        self,
+        method: str,
+        path: str,
+        body: Any,
+        headers: Mapping[str, str],
+        query: Mapping[str, str],
+        *,
+        patience: float | None,
+    ) -> str:
         end, wait = time.monotonic() + (self._patience if patience is None else patience), 0.2
         renewed = False
         while True:
             try:
-                headers = {"Accept": accept} | ({"Content-Type": kind} if body is not None else {})
-                status, answered, text = self._once(method, path, body, headers, query or {})
+                status, answered, text = self._once(method, path, body, headers, query)
             except (library.ApiException, urllib3.exceptions.HTTPError, OSError, ConfigException) as error:
                 if time.monotonic() + wait > end:
                     raise _unreachable(error) from None
             else:
                 if status < 400:
-                    return _understood(text)
+                    return text
                 if status == 401 and self._renew is not None and not renewed:
                     renewed = True  # once: the one in the file may be newer than the one that was just sent
                     self._renew()
@@ -132,7 +152,7 @@ class Client:
                 said = _message(text)
                 if not _passes(status, said) or time.monotonic() + wait > end:
                     raise explained(status, said)
-                wait = max(wait, _asked(answered))
+                wait = max(wait, _told_to_wait(answered))
             time.sleep(wait * random.uniform(0.8, 1.2))  # noqa: S311 (spreads load)
             wait = min(wait * 2, 4.0)
 
@@ -270,7 +290,7 @@ def _understood(text: str) -> Object:
     return dict(found)
 
 
-def _asked(headers: Mapping[str, str]) -> float:
+def _told_to_wait(headers: Mapping[str, str]) -> float:
     after = str(headers.get("Retry-After", ""))
     return min(float(after), 5.0) if after.isdigit() else 0.0
 

@@ -14,9 +14,10 @@ from provisioning.providers.base import Observation, Progress, ProviderError, Se
 from provisioning.providers.kubernetes import objects
 from provisioning.providers.kubernetes.client import Client
 from provisioning.providers.kubernetes.databases import Databases
+from provisioning.providers.kubernetes.following import Following
 from provisioning.providers.kubernetes.objects import SERVER, namespace_of
 from provisioning.providers.kubernetes.place import Place
-from provisioning.providers.kubernetes.seen import condition, current, observation
+from provisioning.providers.kubernetes.seen import condition, current, observation, used_by
 from provisioning.providers.kubernetes.usage import Meter, Sizes, Use, with_database
 from provisioning.providers.kubernetes.whose import INSTALLATION, Whose
 from provisioning.providers.kubernetes.writing import Paths, Writer, paths
@@ -48,6 +49,7 @@ class KubernetesProvider:
         self._writer = Writer(client, {INSTALLATION: place.installation} if place.installation else {})
         self._whose = Whose(client, place.installation, place.cluster_uid, learn)
         self._databases = Databases(place.postgres) if place.postgres else None
+        self._servers = Following(client, SERVERS, SERVER, self._seen)
         self._meter = Meter(client, place.prometheus)
         self._sizes = Sizes(self._databases) if self._databases else None
         self._patience, self._trouble, self._removal = patience, trouble, removal
@@ -144,15 +146,17 @@ class KubernetesProvider:
 
     def observe(self) -> Mapping[str, Observation]:
         """Return every server of this cluster that Hearth made."""
-        self._whose.cluster()
+        self._whose.cluster(patience=GLANCE)
         used, sizes = self._meter.read(), self._sizes.read() if self._sizes else {}
-        found = []
-        for server in self._client.listed(SERVERS, patience=GLANCE, labelSelector=SERVER):
-            use = used.get(server["metadata"]["namespace"], Use())
-            size = sizes.get(objects.database_name(server["metadata"]["namespace"].removeprefix("hearth-")))
-            with_sizes = with_database(use, size, only=self._place.bucket is not None)
-            found.append(observation(server, with_sizes, other=self._whose.other(server)))
-        return {each.server_id: each for each in found}
+        found = {}
+        for each in self._servers.now(patience=GLANCE):
+            use = used.get(namespace_of(each.server_id), Use())
+            size = sizes.get(objects.database_name(each.server_id))
+            found[each.server_id] = used_by(each, with_database(use, size, only=self._place.bucket is not None))
+        return found
+
+    def _seen(self, server: Object) -> Observation:
+        return observation(server, Use(), other=self._whose.other(server))
 
     def route(self, server_id: str, url: str) -> str:  # noqa: ARG002 (the other provider's is the clients')
         """Return where Hearth reaches Synapse: inside, because the admin API has no way from outside."""

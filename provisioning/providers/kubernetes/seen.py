@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -53,6 +54,11 @@ def observation(server: Mapping[str, Any], use: Use, *, other: str = "") -> Obse
         disk_bytes=use.disk_bytes,
         details={"components": status.get("components") or [], "generation": metadata.get("generation")},
     )
+
+
+def used_by(seen: Observation, use: Use) -> Observation:
+    """Return an observation with what the server uses now."""
+    return replace(seen, memory_bytes=use.memory_bytes, cpu_cores=use.cpu_cores, disk_bytes=use.disk_bytes)
 
 
 def _trouble(server: Mapping[str, Any], *, running: bool) -> tuple[str, str]:

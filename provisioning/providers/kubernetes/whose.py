@@ -34,12 +34,12 @@ class Whose:
         self._client, self._installation, self._known, self._learn = client, installation, known, learn
         self._lock, self._seen = threading.Lock(), False
 
-    def cluster(self) -> None:
+    def cluster(self, *, patience: float | None = None) -> None:
         """Refuse another cluster. Asked once: another way in makes another provider."""
         with self._lock:
             if self._seen:
                 return
-            uid = uid_of(self._client)
+            uid = uid_of(self._client, patience=patience)
             if uid != (self._known or self._learn(uid)):
                 raise ProviderError(
                     f"{ANOTHER} Nothing was touched, and servers go on running where they are. Staff must give the "
