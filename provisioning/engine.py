@@ -188,6 +188,8 @@ def _overtaken(context: Context, error: StaleFence) -> None:
     lease = context.lease
     seen = error.seen if error.seen < HIGHEST else 0
     with lease.write(fence=Greatest(F("fence"), seen)) as operation:
+        if not error.seen and operation.attempts < MAX_ATTEMPTS:
+            raise LeaseLostError  # which fence it was is not known: only somebody else can go on, if there is anybody
         if operation.attempts >= MAX_ATTEMPTS or not seen:
             _fail(
                 context,

@@ -103,6 +103,11 @@ def test_the_provider_refuses_the_older_fence_and_the_worker_goes_quietly(
     operation.refresh_from_db()
     assert operation.state == "running"
     assert operation.error == ""
+    for _ in range(engine.MAX_ATTEMPTS - 1):
+        Operation.objects.update(lease_until=None)
+        engine.run(operation.pk)
+    operation.refresh_from_db()
+    assert (operation.state, operation.error_code) == ("failed", "FenceAhead"), "nobody took over: now it is said"
 
 
 def test_a_lease_is_kept_while_a_step_runs(
