@@ -104,7 +104,8 @@ def matrix_server(spec: ServerSpec, place: Place, before: Mapping[str, Any] | No
         "redis": redis,
         "media": _media(spec, place),
         "routing": _routing(place),
-        "network": {"vpc": {"name": namespace_of(spec.server_id), "cidr": spec.network}} if spec.network else None,
+        "network": _network(spec, place),
+        "monitoring": {"enabled": True} if place.monitoring else None,
         "priorityClass": place.priority_class,
         "secret": {"name": SECRET, "revision": revision(spec, place), "signingKeyId": signing_key_id(spec)},
         "suspended": {"message": spec.suspend_message} if spec.suspended else None,
@@ -226,6 +227,18 @@ def _database(spec: ServerSpec, place: Place, before: Mapping[str, Any] | None, 
         "snapshots": {"class": place.snapshot_class} if place.snapshot_class else None,
     }
     return {"cluster": found}
+
+
+def _network(spec: ServerSpec, place: Place) -> Object:
+    """Return who may reach the server's pods and what they may reach, as far as the region says it."""
+    return {
+        "vpc": {"name": namespace_of(spec.server_id), "cidr": spec.network} if spec.network else None,
+        "ingressNamespace": place.ingress_namespace,
+        "monitoringNamespace": place.monitoring_namespace,
+        "hearthNamespace": place.hearth_namespace,
+        "dnsAddresses": list(place.dns_addresses) or None,
+        "apiServer": list(place.api_server_ranges) or None,
+    }
 
 
 def _media(spec: ServerSpec, place: Place) -> Object:

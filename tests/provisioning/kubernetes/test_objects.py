@@ -55,6 +55,21 @@ def decoded(secret: objects.Object) -> dict[str, str]:
     return {key: base64.b64decode(value).decode() for key, value in secret["data"].items()}
 
 
+def test_a_region_says_who_may_reach_its_servers() -> None:
+    place = replace(
+        PLACE, ingress_namespace="ingress-nginx", monitoring=True, monitoring_namespace="observability",
+        hearth_namespace="control", dns_addresses=("169.254.20.10/32",), api_server_ranges=("10.0.0.1/32",),
+    )  # fmt: skip
+    found = spec_of(place)
+    assert found["network"] == {
+        "ingressNamespace": "ingress-nginx", "monitoringNamespace": "observability", "hearthNamespace": "control",
+        "dnsAddresses": ["169.254.20.10/32"], "apiServer": ["10.0.0.1/32"],
+    }  # fmt: skip
+    assert found["monitoring"] == {"enabled": True}
+    assert "monitoring" not in spec_of()
+    assert not spec_of()["network"]
+
+
 def test_the_one_secret_holds_everything_and_nothing_else_does() -> None:
     place = replace(PLACE, bucket=BUCKET)
     content = decoded(objects.secret(SPEC, place))
