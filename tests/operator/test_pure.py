@@ -73,7 +73,8 @@ def test_a_server_with_an_older_key_too_is_still_the_right_one(keys: list[str], 
 
 
 def test_data_of_a_server_that_was_ready_are_never_made_anew() -> None:
-    database, asked = Place("Cluster", "postgres"), {"owner": "o", "untouched": lambda *_: True, "established": True}
+    database = Place("Cluster", "postgres")
+    asked: dict[str, Any] = {"owner": "o", "untouched": lambda *_: True, "established": True}
     wanted = [Wanted(database, "d"), Wanted(SERVICE, "d")]
     found = compare(wanted, {}, **asked)
     assert [each.place for each in found.writes] == [SERVICE]
@@ -96,7 +97,7 @@ def test_a_main_process_that_starts_may_change_its_database(
     started: bool, restarts: int, state: str, starting: bool
 ) -> None:
     container = {"name": "synapse", "started": started, "restartCount": restarts, "state": {state: {}}}
-    pod = {"metadata": {"name": "synapse-main-0"}, "status": {"containerStatuses": [container]}}
+    pod: dict[str, Any] = {"metadata": {"name": "synapse-main-0"}, "status": {"containerStatuses": [container]}}
     assert of_pods([pod]).starting is starting
     pod["metadata"]["name"] = "synapse-generic-0"
     assert not of_pods([pod]).starting
