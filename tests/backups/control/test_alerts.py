@@ -108,7 +108,7 @@ def test_a_check_that_failed_or_was_missed(well: ServerBackups, result: str) -> 
         server=well.server, kind="reading", begun=timezone.now(), result=result, summary="Two objects."
     )
     assert causes() == {"proof"}
-    assert "Two." in Alarm.objects.get().text
+    assert "Two objects." in Alarm.objects.get().text
     Proof.objects.update(begun=timezone.now() - timedelta(hours=25))
     assert causes() == set()
 
