@@ -343,3 +343,23 @@ def test_one_budget_for_each_pod() -> None:
                 each for each in rendered.kind("PodDisruptionBudget") if selects(each["spec"]["selector"], labels)
             ]
             assert len(budgets) == 1, name
+
+
+@pytest.mark.parametrize("name", ["123", "on", "null"])
+def test_a_name_that_reads_like_something_else_stays_a_name(name: str) -> None:
+    spec = values.monolith(
+        priorityClass=name,
+        database={"cluster": {"storage": {"size": "20Gi", "class": name}}},
+        secret={"name": name},
+        routing={"ingress": {"class": name}},
+        network={"ingressNamespace": name},
+    )
+    found = render(spec)
+    cluster, ingress = found.kind("Cluster")[0], found.kind("Ingress")[0]
+    assert cluster["spec"]["storage"]["storageClass"] == cluster["spec"]["priorityClassName"] == name
+    assert ingress["spec"]["ingressClassName"] == name
+    pod = found.pods()["synapse-main"]["spec"]
+    assert pod["priorityClassName"] == name
+    assert name in [each["secret"]["secretName"] for each in pod["volumes"] if "secret" in each]
+    policies = str([each["spec"] for each in found.kind("NetworkPolicy")])
+    assert f"{{'kubernetes.io/metadata.name': '{name}'}}" in policies

@@ -82,7 +82,7 @@ volumes:
   - name: configuration
     configMap: {name: synapse}
   - name: secrets
-    secret: {secretName: {{ $spec.secret.name }}, defaultMode: 0440}
+    secret: {secretName: {{ $spec.secret.name | quote }}, defaultMode: 0440}
   {{- if $spec.database.cluster }}
   - name: database-authority
     secret: {secretName: postgres-ca, defaultMode: 0440, items: [{key: ca.crt, path: ca.crt}]}

@@ -112,7 +112,7 @@ automountServiceAccountToken: false
 enableServiceLinks: false
 serviceAccountName: synapse
 {{- with $spec.priorityClass }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with $spec.nodeSelector }}
 nodeSelector: {{- toYaml . | nindent 2 }}
