@@ -18,7 +18,7 @@ from django.urls import reverse
 from accounts.models import User
 from provisioning import clusters, counting, observer
 from provisioning.models import Cluster, Region, Sample, ServerStatus
-from provisioning.providers.kubernetes import provider, usage
+from provisioning.providers.kubernetes import provider, usage, whose
 from tenants.models import Server
 from tenants.releases import newest
 from tests.cluster.api import Api, Object
@@ -195,10 +195,13 @@ def test_many_servers_cost_as_much_as_one(
     region.observe()
     region.observe()
     asked = [request for request in fault_proxy.requests if request.at >= begun]
-    assert {request.verb for request in asked} == {"list"}
-    # Three pages of pods once, because figures are kept for a while, and MatrixServers at each look.
+    # Three pages of pods once, because figures are kept for a while.
     assert sum(request.path.startswith(usage.PODS) for request in asked) == 3
-    assert sum(request.path == provider.SERVERS and request.status == 200 for request in asked) == 2
+    # MatrixServers are read once; the second look asks only for what has changed.
+    servers = [request.verb for request in asked if request.path == provider.SERVERS and request.status == 200]
+    assert servers == ["list", "watch"]
+    # Beside these, once, which cluster it is.
+    assert [request.path for request in asked if request.verb not in {"list", "watch"}] == [whose.SYSTEM]
 
 
 def test_figures_that_make_no_sense_are_left_out() -> None:
