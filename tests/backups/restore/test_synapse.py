@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
@@ -21,19 +22,12 @@ pytestmark = pytest.mark.xdist_group("restored-synapse")
 
 
 def test_clients_go_on_after_a_server_went_back_in_time(backed: Backed) -> None:
-    secrets = backed.homeserver.spec.secrets
-    url = backed.homeserver.seen().homeserver_url
-    with Client(url, backed.homeserver.spec.server_name) as client:
-        admin = client.register_admin("admin", "a long enough password", secrets["registration"])
-        assert admin
-        for name in ("alice", "bob", "charlie", "dora"):
-            client.put_user(name, admin, password=f"the password of {name}")
-        alice, bob, charlie, dora, lost = (
-            Person(client, name, secrets["jwt"]) for name in ("alice", "bob", "charlie", "dora", "alice")
-        )
-        room = alice.ask("POST", "createRoom", {"preset": "public_chat"})["room_id"]
-        for each in (bob, charlie, dora):
-            each.ask("POST", f"join/{room}", {})
+    spec, url = backed.homeserver.spec, backed.homeserver.seen().homeserver_url
+    secrets = spec.secrets
+    with Client(url, spec.server_name) as client:
+        admin, people, room = _a_room(client, secrets)
+        alice, bob, charlie, dora = people
+        lost = Person(client, "alice", secrets["jwt"])
         assert alice.give_keys("AAAA", "BBBB") == 2
         media = client.request("POST", "/_matrix/media/v3/upload?filename=a.txt", token=alice.token, body={"a": 1})
         alice.say(room, "before")
@@ -43,7 +37,6 @@ def test_clients_go_on_after_a_server_went_back_in_time(backed: Backed) -> None:
         time.sleep(1.1)
         moment = backed.cluster.value("SELECT clock_timestamp()")
         time.sleep(0.2)
-
         for number in range(5):
             alice.say(room, f"after {number}")
         used = bob.claim(alice)
@@ -56,31 +49,49 @@ def test_clients_go_on_after_a_server_went_back_in_time(backed: Backed) -> None:
         backed.covered()
         backed.stop()
         since = msgspec.json.decode(backed.cluster.psql(SINCE), type=Since)
-
         found = backed.back_to(moment, since=since)
-
         assert found["settled"]["one_time_keys"] == 2
         assert found["settled"]["deactivated"] == 1
         assert used
         # With the token from after the moment they hear what is said now, and each other's new keys.
         alice.say(room, "now")
         heard = bob.sync()
-        events = heard["rooms"]["join"][room]["timeline"]["events"]
-        assert [each["content"].get("body") for each in events if each["type"] == "m.room.message"] == ["now"]
+        assert _said(heard["rooms"]["join"][room]["timeline"]["events"]) == ["now"]
         assert alice.id in heard["device_lists"]["changed"]
         assert bob.claim(alice) == {}
         assert alice.sync()["device_one_time_keys_count"].get("curve25519", 0) == 0
         assert alice.give_keys("CCCC") == 1
         assert len(bob.claim(alice)) == 1
-        read = bob.ask("GET", f"rooms/{room}/messages?dir=b&limit=50")["chunk"]
-        assert [each["content"]["body"] for each in read if each["type"] == "m.room.message"] == ["now", "before"]
+        assert _said(bob.ask("GET", f"rooms/{room}/messages?dir=b&limit=50")["chunk"]) == ["now", "before"]
         # Ended sessions stay ended, who was locked or left stays so, and what came later is gone.
         for gone, errcode in ((lost, "M_UNKNOWN_TOKEN"), (late, "M_UNKNOWN_TOKEN"), (charlie, "M_USER_LOCKED")):
             assert gone.refusal() == errcode
-        with pytest.raises(MatrixError):
-            Person(client, "dora", secrets["jwt"])
-        wait_for(lambda: dora.id not in alice.ask("GET", f"rooms/{room}/joined_members")["joined"])
+        _has_left(client, secrets, dora, alice, room)
         assert _download(url, media["content_uri"], alice.token) == {"a": 1}
+
+
+def _a_room(client: Client, secrets: Mapping[str, str]) -> tuple[str, list[Person], str]:
+    """Return the administrator's token, four people, and the room they are all in."""
+    admin = client.register_admin("admin", "a long enough password", secrets["registration"])
+    assert admin
+    names = ("alice", "bob", "charlie", "dora")
+    for name in names:
+        client.put_user(name, admin, password=f"the password of {name}")
+    people = [Person(client, name, secrets["jwt"]) for name in names]
+    room = people[0].ask("POST", "createRoom", {"preset": "public_chat"})["room_id"]
+    for each in people[1:]:
+        each.ask("POST", f"join/{room}", {})
+    return admin, people, room
+
+
+def _has_left(client: Client, secrets: Mapping[str, str], gone: Person, other: Person, room: str) -> None:
+    with pytest.raises(MatrixError):
+        Person(client, "dora", secrets["jwt"])
+    wait_for(lambda: gone.id not in other.ask("GET", f"rooms/{room}/joined_members")["joined"])
+
+
+def _said(events: list[dict[str, Any]]) -> list[str]:
+    return [each["content"].get("body", "") for each in events if each["type"] == "m.room.message"]
 
 
 def _download(url: str, uri: str, token: str) -> Any:
