@@ -105,7 +105,8 @@ def windows(server: Server, policy: Policy, now: datetime) -> list[Window]:
 def state_of(row: ServerBackups | None, newest: RestorePoint | None, policy: Policy, now: datetime) -> State:
     """Return how backups are: a function of what was reported alone. The worst that is true is said."""
     if row is None or row.reported is None:
-        return State("Being set up", "busy", "The first backup begins when the server is up. It takes a minute or two.")
+        text = "The first backup begins when the server is up; of an older one, when it is next changed."
+        return State("Being set up", "busy", text)
     if now - row.reported > SILENT:
         text = "The backup engine has not reported for a while. What was stored before is safe."
         return State("Not heard from", "bad", text)
