@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 
 from provisioning.providers.local.postgres import BIN, environment, give
@@ -95,6 +96,10 @@ class Cluster:
         for pid in backends:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        end = time.monotonic() + 30
+        while any(_lives(pid) for pid in backends):  # their shared memory stops a new start
+            assert time.monotonic() < end, self.log()
+            time.sleep(0.02)
 
     def stop(self) -> None:
         """Stop it, however it is."""
@@ -148,6 +153,12 @@ def _command(folder: Path, name: str, *words: str, death: int = signal.SIGKILL) 
         capabilities=CAPABILITIES,
         death_signal=death,
     )
+
+
+def _lives(pid: int) -> bool:
+    with contextlib.suppress(OSError, psutil.Error):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _children(pid: int) -> list[str]:

@@ -21,9 +21,10 @@ from tests.node.first import OWN
 pytestmark = pytest.mark.xdist_group("node")  # a run removes what killed ones left, and so would another test
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = """
-import sys
+import signal, sys
 from pathlib import Path
 from tests.node import namespaces
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where the tests run in a shell's background
 with namespaces.folder() as place:
     print(place, flush=True)
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "RUN": str(place)}

@@ -28,6 +28,7 @@ BACK_OFF_FIRST = 0.5
 BACK_OFF_MOST = 30.0
 STEADY = 60.0
 """Seconds after which a process counts as healthy again, and the next crash is retried at once."""
+CANCEL_AGAIN = 1.0
 State = Literal["stopped", "running", "backing-off", "refused"]
 
 
@@ -145,15 +146,17 @@ class Unit:
         if self._keeper is not None and not self._keeper.done():
             return
         first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._keeper = asyncio.create_task(self._keep(first), name=f"keep {self.command.name}")
-        await first
+        keeper = self._keeper = asyncio.create_task(self._keep(first), name=f"keep {self.command.name}")
+        # A keeper that is cancelled before it ran at all says nothing.
+        await asyncio.wait([first, keeper], return_when=asyncio.FIRST_COMPLETED)
 
     async def stop(self) -> None:
         """Stop it and keep it stopped. Twice is fine."""
         keeper, self._keeper = self._keeper, None
-        if keeper is not None:
+        # Python 3.11's wait_for forgets a cancellation that comes with its result (cpython #86296): it is said again.
+        while keeper is not None and not keeper.done():
             keeper.cancel()
-            await asyncio.gather(keeper, return_exceptions=True)
+            await asyncio.wait([keeper], timeout=CANCEL_AGAIN)
         if self._process is not None:
             self.last_exit = await self._process.end(self.command.stop_signal, self.command.stop_timeout)
         self._down("stopped")

@@ -78,12 +78,11 @@ class Backup:
         """End it, and keep it stopped."""
         unit, starting, self._unit, self._starting = self._unit, self._starting, None, None
         self._running = ""
+        if starting is not None:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
         if unit is not None:
             await unit.stop()
-        if starting is not None:
-            if unit is None:
-                starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
 
     @property
     def observed(self) -> dict[str, Any]:
