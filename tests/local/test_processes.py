@@ -139,6 +139,40 @@ def test_stop_in_the_middle_of_a_start_leaves_nothing(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_stop_ends_also_a_start_that_forgets_a_cancellation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "CANCEL_AGAIN", 0.05)
+
+    async def forgetful() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            (tmp_path / "forgotten").touch()
+
+    async def main() -> None:
+        unit = Unit(shell(tmp_path, "echo $$ > pids; exec sleep 60"), before_start=forgetful)
+        starting = asyncio.create_task(unit.start())
+        await asyncio.sleep(0.1)
+        await asyncio.wait_for(unit.stop(), 20)
+        await asyncio.wait_for(starting, 20)
+        assert (tmp_path / "forgotten").exists()
+        assert unit.state == "stopped"
+        assert all(gone(pid) for pid in pids(tmp_path / "pids", 1))
+
+    asyncio.run(main())
+
+
+def test_a_start_that_is_stopped_at_once_ends(tmp_path: Path) -> None:
+    async def main() -> None:
+        unit = Unit(shell(tmp_path, "exec sleep 60"))
+        starting = asyncio.create_task(unit.start())
+        await asyncio.sleep(0)  # the keeper is made, and has not run yet
+        await asyncio.wait_for(unit.stop(), 20)
+        await asyncio.wait_for(starting, 20)
+        assert unit.state == "stopped"
+
+    asyncio.run(main())
+
+
 def test_a_refused_start_stays_down_and_says_why(tmp_path: Path) -> None:
     async def refuse() -> None:
         raise Refused("SigningKeyMismatch", "The signing key is another one.")
