@@ -93,6 +93,8 @@ class Scenario:
     def region(self) -> None:
         """Staff make the cluster a region, by the account that the chart made for Hearth; its check finds no fault."""
         cluster = self.node.cluster
+        # Where a router would run, from which servers let anybody in; none runs here.
+        self.node.api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "ingress"}})
         self.staff.make_region(
             hearth.kubeconfig(self.node.api, cluster.url, cluster.folder / "ca.crt"),
             route=ROUTE,
