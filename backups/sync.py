@@ -7,7 +7,7 @@ and lines are added or moved on, never back.
 from __future__ import annotations
 
 import uuid
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from django.db import transaction
 from django.db.models import F
@@ -18,6 +18,7 @@ from backups import policies, shelves
 from backups.engine.hearth import Answer, LineReport, OrderReport, PointReport, Report
 from backups.engine.hearth import Order as Wanted
 from backups.models import Line, Order, RestorePoint, ServerBackups
+from security.keyring.seams import latest
 from tenants.models import Server
 
 State = Order.State
@@ -87,7 +88,7 @@ def _take_point(server: Server, told: PointReport) -> None:
 def _take_line(server: Server, told: LineReport) -> None:
     row, _ = Line.objects.get_or_create(server=server, identity=told.id)
     row.begun = told.begun or row.begun
-    row.until = _later(row.until, told.until)
+    row.until = latest([row.until, told.until])
     row.ended = told.ended or row.ended
     row.save(update_fields=["begun", "until", "ended"])
 
@@ -109,8 +110,8 @@ def _take_state(row: ServerBackups, report: Report) -> None:
         reported=Now(),
         line=writing.id if writing else F("line"),
         begun=writing.begun if writing else F("begun"),
-        until=_later(row.until, writing.until) if writing else F("until"),
-        media_until=_later(row.media_until, report.media_until),
+        until=latest([row.until, writing.until]) if writing else F("until"),
+        media_until=latest([row.media_until, report.media_until]),
         spool_bytes=report.spool_bytes,
         stored_bytes=report.stored_bytes,
         fault_code=fault.code if fault else "",
@@ -124,7 +125,3 @@ def _orders(server: Server) -> tuple[Wanted, ...]:
     # A final one too is told as `backup`: a removal can be taken back until its last step, and an engine that rests
     # would then leave the server without backups. What comes after the final backup is stored until the server stops.
     return tuple(Wanted(id=row.pk, kind="backup", reason=row.reason) for row in rows)
-
-
-def _later(one: datetime | None, other: datetime | None) -> datetime | None:
-    return max((each for each in (one, other) if each is not None), default=None)

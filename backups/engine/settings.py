@@ -6,6 +6,7 @@ Paths in it may be relative: they begin at the file's own folder. Secrets are fi
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -137,6 +138,9 @@ class Settings(Part, frozen=True, kw_only=True):
         return f"{self.organisation}/{self.server} in {place}"
 
 
+Located = TypeVar("Located", bound=Part)
+
+
 def load(path: Path) -> Settings:
     """Read settings; every path in them is absolute afterwards. Raises `SettingsError`."""
     try:
@@ -148,34 +152,35 @@ def load(path: Path) -> Settings:
     return _placed(found, path.resolve().parent)
 
 
-def _placed(found: Settings, folder: Path) -> Settings:
-    def at(text: str) -> str:
-        return str(folder / text) if text else ""
+def at(folder: Path, text: str) -> str:
+    """Return a path of the settings, absolute; one that is not given stays empty."""
+    return str(folder / text) if text else ""
 
-    replace = msgspec.structs.replace
-    host = found.database.host
-    database = replace(
-        found.database,
-        host=at(host) if "/" in host else host,
-        password_file=at(found.database.password_file),
-        sslrootcert=at(found.database.sslrootcert),
-    )
-    store: FolderStoreAt | S3StoreAt
-    if isinstance(found.store, FolderStoreAt):
-        store = replace(found.store, path=at(found.store.path))
-    else:
-        files = {name: at(getattr(found.store, name)) for name in ("credentials_file", "certificates")}
-        store = replace(found.store, **files)
-    hearth = found.hearth and replace(
-        found.hearth,
-        **{name: at(getattr(found.hearth, name)) for name in ("address_file", "certificate", "key", "trust")},
-    )
-    return replace(
+
+def located(part: Located, folder: Path) -> Located:
+    """Return a part of the settings whose paths are absolute."""
+    return msgspec.structs.replace(part, **{name: at(folder, getattr(part, name)) for name in _PATHS[type(part)]})
+
+
+_PATHS: dict[type, tuple[str, ...]] = {
+    Database: ("password_file", "sslrootcert"),
+    Tools: ("programs",),
+    FolderStoreAt: ("path",),
+    S3StoreAt: ("credentials_file", "certificates"),
+    HearthAt: ("address_file", "certificate", "key", "trust"),
+}
+
+
+def _placed(found: Settings, folder: Path) -> Settings:
+    database = located(found.database, folder)
+    if "/" in database.host:
+        database = msgspec.structs.replace(database, host=at(folder, database.host))
+    return msgspec.structs.replace(
         found,
         database=database,
-        store=store,
-        hearth=hearth,
-        tools=replace(found.tools, programs=at(found.tools.programs)),
-        configuration={name: at(path) for name, path in found.configuration.items()},
-        **{name: at(getattr(found, name)) for name in ("state", "media", "name_key_file")},
+        store=located(found.store, folder),
+        hearth=found.hearth and located(found.hearth, folder),
+        tools=located(found.tools, folder),
+        configuration={name: at(folder, path) for name, path in found.configuration.items()},
+        **{name: at(folder, getattr(found, name)) for name in ("state", "media", "name_key_file")},
     )

@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 
 from backups.engine.restore.errors import RestoreError
-from backups.engine.settings import FolderStoreAt, HearthAt, Part, S3StoreAt, Tools
+from backups.engine.settings import FolderStoreAt, HearthAt, Part, S3StoreAt, Tools, at, located
 
 User = str
 Device = tuple[str, str]
@@ -113,25 +113,13 @@ def _wrong(text: str) -> RestoreError:
 
 def placed(found: Request, folder: Path) -> Request:
     """Return the request with all paths absolute."""
-
-    def at(text: str) -> str:
-        return str(folder / text) if text else ""
-
-    replace = msgspec.structs.replace
-    store: FolderStoreAt | S3StoreAt
-    if isinstance(found.store, FolderStoreAt):
-        store = replace(found.store, path=at(found.store.path))
-    else:
-        files = {name: at(getattr(found.store, name)) for name in ("credentials_file", "certificates")}
-        store = replace(found.store, **files)
-    hearth = found.hearth and replace(
-        found.hearth,
-        **{name: at(getattr(found.hearth, name)) for name in ("address_file", "certificate", "key", "trust")},
-    )
-    return replace(
+    return msgspec.structs.replace(
         found,
-        store=store,
-        hearth=hearth,
-        tools=replace(found.tools, programs=at(found.tools.programs)),
-        **{name: at(getattr(found, name)) for name in ("data", "media", "configuration", "work", "name_key_file")},
+        store=located(found.store, folder),
+        hearth=found.hearth and located(found.hearth, folder),
+        tools=located(found.tools, folder),
+        **{
+            name: at(folder, getattr(found, name))
+            for name in ("data", "media", "configuration", "work", "name_key_file")
+        },
     )
