@@ -17,7 +17,6 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
 
 import httpx
 import pytest
@@ -28,6 +27,7 @@ from backups.engine.stores.s3 import S3Store
 from provisioning.providers.local.processes import Command, spawn_argv
 from tests.bench.floor import free_ports
 from tests.cluster import tools
+from tests.lasting import Lasting
 from tests.left_out import leave_out
 
 _TRIES = 5
@@ -36,7 +36,7 @@ _LIMIT = 60.0
 
 
 @dataclass
-class S3Server:
+class S3Server(Lasting):
     """One server. `start` returns when it answers; it may be stopped and started again over the same data."""
 
     kind: str
@@ -52,17 +52,6 @@ class S3Server:
             Path(sys.executable).with_name("rclone") if self.kind == "rclone" else tools.find(self.kind)
         )
         self._key = base64.b64encode(os.urandom(32)).decode()
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     @property
     def endpoint(self) -> str:

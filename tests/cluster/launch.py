@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import IO, Self
+from typing import IO
 
 import yaml
 
@@ -27,6 +27,7 @@ from tests.cluster.api import Api
 from tests.cluster.certificates import Authority, signed_token, signing_pair
 from tests.cluster.furnish import furnish
 from tests.cluster.tools import CLUSTER, find
+from tests.lasting import Lasting
 
 ROOT = Path(__file__).resolve().parents[2]
 PREFIX = "hearth-cluster-"
@@ -40,7 +41,7 @@ _LIMIT = 120.0
 """Seconds; three on a quiet machine."""
 
 
-class Cluster:
+class Cluster(Lasting):
     """One control plane. `start` returns when it answers; `kubeconfig` is the path of an administrator's.
 
     kwok plays `nodes` nodes and the pods on them; with 0 there is no kwok, and pods stay pending. For a real node the
@@ -65,17 +66,6 @@ class Cluster:
         self._programs = {name: [str(find(name))] for name in CLUSTER if nodes or name != "kwok"}
         self._programs["stand-ins"] = [sys.executable, "-m", "tests.cluster.stand_ins"]
         self._api: Api | None = None
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     @property
     def url(self) -> str:

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Self
 
 import yaml
 
@@ -21,6 +20,7 @@ from tests.cluster import definitions
 from tests.cluster.api import Api, Object
 from tests.cluster.launch import Cluster, write_kubeconfig
 from tests.cluster.tools import find
+from tests.lasting import Lasting
 from tests.node.namespaces import in_memory
 from tests.node.volumes import NODE, storage_class
 
@@ -36,7 +36,7 @@ PLUGINS = "/usr/lib/cni"
 CNPG = "github.com/cloudnative-pg/cloudnative-pg"
 
 
-class Node:
+class Node(Lasting):
     """The control plane and the node. `folder` must be the run's own; its name is that of the control groups too."""
 
     def __init__(self, folder: Path) -> None:
@@ -53,17 +53,6 @@ class Node:
     @property
     def socket(self) -> Path:
         return self.folder / "containerd.sock"
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Start everything; return when the node is Ready."""
