@@ -80,5 +80,7 @@ def _group(name: str) -> str:
 
 
 def _seen(found: Stored) -> Seen:
-    # Whole seconds: of the same object a listing tells more of them than a look at itself.
-    return Seen(found.size, int(found.modified.timestamp()) * 10**9 if found.modified else 0, found.mark)
+    # The ETag alone where there is one: stores tell the same object's time in other fractions, and rclone moves it when
+    # it has written the object through.
+    since = 0 if found.mark or found.modified is None else int(found.modified.timestamp()) * 10**9
+    return Seen(found.size, since, found.mark)
