@@ -103,6 +103,44 @@ class Observation:
     """What one provider alone knows. `backup` is how the process is that backs it up, where there is one."""
 
 
+@dataclass(frozen=True)
+class Recovery:
+    """What is brought back into a new instance, and by whose identity its keys are asked for."""
+
+    source: str
+    """Id of the server whose backups these are."""
+    holder: str
+    """Id of the server under whose certificate Hearth is asked for data keys; it must have an identity here. Usually
+    the source itself."""
+    module: str
+    """Run as `python -m <module> restore <request.json>`."""
+    request: Mapping[str, Any] = field(repr=False)
+    """JSON of `backups.engine.restore.request.Request` without what the provider adds: `data`, `media`,
+    `configuration`, `work`, `tools`, `superuser`, `hearth`, `settle.passwords`. Files in it are names in `files`."""
+    files: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Name to content in base64, put beside the request: a store's credentials, the key of media names."""
+
+
+@dataclass(frozen=True)
+class Recovering:
+    """How far an instance's recovery is, as its own stream of progress tells."""
+
+    state: str = "none"
+    """`none` (there was never one, or no such instance), `running`, `done`, `failed` or `cancelled`."""
+    step: str = ""
+    """`plan`, `base`, `replay`, `settle`, `media`, `finish`."""
+    done_bytes: int = 0
+    total_bytes: int = 0
+    """As stored; 0 until it is known what must be read."""
+    seconds_left: int | None = None
+    code: str = ""
+    """When it failed: a named reason, a text for a person, and whether the same call may succeed later."""
+    text: str = ""
+    retry: bool = False
+    result: Mapping[str, Any] = field(default_factory=dict)
+    """When it is done, its evidence: what the engine's line `restored` says."""
+
+
 class Provider(Protocol):
     """The seam between the engine and a place where servers run."""
 
@@ -136,8 +174,40 @@ class Provider(Protocol):
         `chain` and `trust` are PEM, `address` is `https://host:port`. From then on the agent renews it by itself.
         """
 
+    def recover(self, spec: ServerSpec, recovery: Recovery, *, fence: int, progress: Progress) -> None:
+        """Begin to bring a server's backups back into the new instance `spec.server_id`, or go on with it.
+
+        The spec is the server's own but for the id: name, version, secrets. Returns at once; `recovering` tells the
+        rest. It goes on by itself after a crash or a restart of the machine. Called again while it runs: it goes on
+        with the newer grant. After it failed or was cancelled: it is tried again. After it is done and before the
+        instance was ever started: what `request.settle` says is applied once more, nothing else is fetched.
+        """
+
+    def recovering(self, instance: str) -> Recovering:
+        """Return how far that is. Asks nobody but the provider's own notes, so it may be called every second."""
+
+    def cancel_recovery(self, instance: str, *, fence: int) -> None:
+        """End it. What was fetched stays until `remove(instance)`. One that is over is left as it is."""
+
+    def since(self, server_id: str) -> Mapping[str, Any] | None:
+        """Return what the server's own database says of now (JSON of `request.Since`); None if it can't be asked.
+
+        A server that was stopped by `stop` is asked too, and stays stopped: nobody can change anything meanwhile.
+        """
+
+    def exchange(self, server_id: str, instance: str, *, fence: int, progress: Progress) -> None:
+        """Let the server have what the instance holds (database, media), and the instance what the server had.
+
+        Both are stopped first and stay so. Signing key, identity, address, secrets and backups stay the server's. Cut
+        off at any point, each has either all of its own or all of the other's; the same call again ends it. With the
+        same fence as before it does nothing; with a later one it exchanges back.
+        """
+
     def observe(self) -> Mapping[str, Observation]:
-        """Return every server this provider has, by id, from one call."""
+        """Return every server this provider has, by id, from one call.
+
+        An instance that a recovery made is among them; `details["instance_of"]` is the id of its server.
+        """
 
     def route(self, server_id: str, url: str) -> str:
         """Return where Hearth itself reaches the server whose clients use `url`, the admin API too. Asks nobody."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
-from provisioning.providers.base import Observation, Progress, ServerSpec, StaleFence
+from provisioning.providers.base import Observation, Progress, Recovering, Recovery, ServerSpec, StaleFence
 from provisioning.providers.local.keys import verify_key
 
 Fault = Callable[[], None]
@@ -35,6 +35,11 @@ class ScriptedProvider:
     routes: dict[str, str] = field(default_factory=dict)
     """Private routes, by server. Others are reached as their clients reach them."""
     observations: dict[str, Observation] = field(default_factory=dict)
+    recoveries: dict[str, Recovery] = field(default_factory=dict)
+    """By instance."""
+    recovered: dict[str, Recovering] = field(default_factory=dict)
+    """What `recovering` tells, by instance."""
+    known_since: dict[str, Any] | None = None
     on_start: Callable[[ServerSpec], None] = lambda _: None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -68,6 +73,24 @@ class ScriptedProvider:
     def install_certificate(self, server_id: str, *, chain: str, trust: str, address: str, fence: int) -> None:
         self._call("install_certificate", server_id, fence, calls=self.certifying)
         self.installed[server_id] = {"chain": chain, "trust": trust, "address": address}
+
+    def recover(self, spec: ServerSpec, recovery: Recovery, *, fence: int, progress: Progress) -> None:
+        self._call("recover", spec.server_id, fence, progress)
+        self.specs[spec.server_id], self.recoveries[spec.server_id] = spec, recovery
+
+    def recovering(self, instance: str) -> Recovering:
+        self._call("recovering")
+        return self.recovered.get(instance, Recovering())
+
+    def cancel_recovery(self, instance: str, *, fence: int) -> None:
+        self._call("cancel_recovery", instance, fence)
+
+    def since(self, server_id: str) -> Mapping[str, Any] | None:  # noqa: ARG002 (the protocol's)
+        self._call("since")
+        return self.known_since
+
+    def exchange(self, server_id: str, instance: str, *, fence: int, progress: Progress) -> None:  # noqa: ARG002
+        self._call("exchange", server_id, fence, progress)
 
     def route(self, server_id: str, url: str) -> str:
         return self.routes.get(server_id, url)

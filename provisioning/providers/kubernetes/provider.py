@@ -17,6 +17,7 @@ from provisioning.providers.kubernetes.databases import Databases
 from provisioning.providers.kubernetes.following import Following
 from provisioning.providers.kubernetes.objects import SERVER, namespace_of
 from provisioning.providers.kubernetes.place import Place
+from provisioning.providers.kubernetes.recoveries import Recoveries
 from provisioning.providers.kubernetes.seen import condition, current, observation, used_by
 from provisioning.providers.kubernetes.usage import Meter, Sizes, Use, with_database
 from provisioning.providers.kubernetes.whose import INSTALLATION, Whose
@@ -31,7 +32,7 @@ GLANCE = 5.0
 SERVERS = "/apis/hearth.host/v1/matrixservers"
 
 
-class KubernetesProvider:
+class KubernetesProvider(Recoveries):
     """One region. `patience`: seconds in which a server must come up, in which a named trouble may pass by itself, and
     in which a removal must end. `learn` keeps which cluster it is and returns what is known of it then."""
 

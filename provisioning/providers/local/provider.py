@@ -11,7 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from provisioning.providers.base import Observation, Progress, ProviderError, ServerSpec, StaleFence
+from provisioning.providers.base import (
+    Observation,
+    Progress,
+    ProviderError,
+    Recovering,
+    Recovery,
+    ServerSpec,
+    StaleFence,
+)
 
 SILENCE_SECONDS = 20.0
 """The agent says every 5 seconds that it is alive; after this long it is not."""
@@ -56,6 +64,30 @@ class LocalProvider:
         """Give the agent its certificate, the authorities to trust, and Hearth's internal address."""
         texts = {"chain": chain, "trust": trust, "address": address}
         self._call({"verb": "install_certificate", "server_id": server_id, "fence": fence, **texts}, lambda _: None)
+
+    def recover(self, spec: ServerSpec, recovery: Recovery, *, fence: int, progress: Progress) -> None:
+        """Begin to bring a server's backups back into a new instance, or go on with it."""
+        texts = {"source": recovery.source, "holder": recovery.holder, "module": recovery.module}
+        wanted = {**texts, "request": dict(recovery.request), "files": dict(recovery.files)}
+        self._call({"verb": "recover", "spec": _plain(spec), "recovery": wanted, "fence": fence}, progress)
+
+    def recovering(self, instance: str) -> Recovering:
+        """Return how far that is."""
+        return Recovering(**self._call({"verb": "recovering", "server_id": instance}, lambda _: None))
+
+    def cancel_recovery(self, instance: str, *, fence: int) -> None:
+        """End it; what was fetched stays until it is removed."""
+        self._call({"verb": "cancel_recovery", "server_id": instance, "fence": fence}, lambda _: None)
+
+    def since(self, server_id: str) -> Mapping[str, Any] | None:
+        """Return what the server's own database says of now; None if it can't be asked."""
+        found: Mapping[str, Any] | None = self._call({"verb": "since", "server_id": server_id}, lambda _: None)
+        return found
+
+    def exchange(self, server_id: str, instance: str, *, fence: int, progress: Progress) -> None:
+        """Let the server have what the instance holds, and the instance what the server had."""
+        request = {"verb": "exchange", "server_id": server_id, "instance": instance, "fence": fence}
+        self._call(request, progress)
 
     def observe(self) -> Mapping[str, Observation]:
         """Return every server of this machine."""
