@@ -76,7 +76,7 @@ operator-image: venv  ## Make the operator's image for a cluster: make operator-
 
 operator-faults: venv-dev  ## Many injected faults and kills for the operator: make operator-faults FAULTS=100 KILLS=10
 	@$(BIN)/python -m tests.prepare --no-browser
-	@FAULTS=$(or $(FAULTS),100) KILLS=$(or $(KILLS),10) $(BIN)/python -m pytest -n0 \
+	@FAULTS=$(or $(FAULTS),100) KILLS=$(or $(KILLS),10) RECOVERY=$(or $(RECOVERY),10) $(BIN)/python -m pytest -n0 \
 		tests/operator/test_faults.py tests/operator/test_restarts.py $(PYTEST)
 
 fuzz: venv-dev  ## Feed mutated streams to every reader: make fuzz RUNS=1000000 SEED=1

@@ -78,7 +78,7 @@ class Services:
                 process.send_signal(end)
         for process, _ in self._processes:
             try:
-                process.wait(10)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -90,7 +90,7 @@ class Services:
 
     def _psql(self, statement: str) -> None:
         argv = [str(POSTGRES / "psql"), "-h", str(self.folder), "-U", "hearth", "-d", "postgres", "-Xqc", statement]
-        subprocess.run(argv, check=True, timeout=30)
+        subprocess.run(argv, check=True, timeout=60)
 
     def _spawn(self, end: signal.Signals, *argv: str, uid: int | None = None) -> subprocess.Popen[bytes]:
         name = Path(argv[0]).name
@@ -105,7 +105,7 @@ class Services:
         return process
 
 
-def wait(condition: Callable[[], bool], *, seconds: float = 30) -> None:
+def wait(condition: Callable[[], bool], *, seconds: float = 60) -> None:
     """Wait until `condition()` holds."""
     end = time.monotonic() + seconds
     while not condition():

@@ -148,7 +148,7 @@ class TlsServices:
         finally:
             if process.poll() is None:
                 process.send_signal(end)
-            process.wait(30)
+            process.wait(60)
 
 
 def _listens(port: int) -> bool:

@@ -10,7 +10,7 @@ from django.db import connection
 from tenants.errors import Refused
 
 
-def at_once(calls: list[Callable[[], object]], *, seconds: float = 30) -> list[object]:
+def at_once(calls: list[Callable[[], object]], *, seconds: float = 60) -> list[object]:
     """Make the calls at the same moment, each with a database connection of its own; return results or refusals."""
     gate = threading.Barrier(len(calls))
     outcomes: list[object] = []
@@ -18,7 +18,7 @@ def at_once(calls: list[Callable[[], object]], *, seconds: float = 30) -> list[o
     def run(call: Callable[[], object]) -> None:
         try:
             connection.ensure_connection()
-            gate.wait(10)
+            gate.wait(60)
             outcomes.append(call())
         except Refused as refusal:
             outcomes.append(refusal)

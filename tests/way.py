@@ -57,7 +57,7 @@ class Person:
         page = submit(self.browser, page, code=self.code.now())
         expect(page, "recovery codes")
 
-    def mailed_link(self, limit: float = 20) -> str:
+    def mailed_link(self, limit: float = 60) -> str:
         """Return the link in the newest mail to this person, as the inbox page shows it."""
         end = time.monotonic() + limit
         with httpx.Client(follow_redirects=True) as reader:

@@ -256,7 +256,7 @@ def test_the_same_address_sent_twice_at_once_makes_one_account() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert [browser.path for browser in browsers] == ["/account/confirm-email/"] * 2
     assert User.objects.count() == 1
 

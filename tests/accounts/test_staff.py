@@ -222,7 +222,7 @@ def test_two_at_once_one_wins() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert len([user for user in outcomes if user]) == 1
     assert User.objects.count() == 1
 

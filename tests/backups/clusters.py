@@ -92,7 +92,7 @@ class Cluster:
         assert self.process is not None
         backends = [int(line) for line in _children(self.process.pid)]
         self.process.kill()
-        self.process.wait(20)
+        self.process.wait(60)
         for pid in backends:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -106,7 +106,7 @@ class Cluster:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             try:
-                self.process.wait(30)
+                self.process.wait(60)
             except subprocess.TimeoutExpired:
                 self.kill()
 

@@ -67,7 +67,7 @@ class S3Faults:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._server.shutdown()
-        self._thread.join(10)
+        self._thread.join(60)
         self._server.server_close()
 
     @property

@@ -31,7 +31,7 @@ class Api:
     """One user's connection to one cluster. Not for several threads."""
 
     def __init__(self, url: str, verify: ssl.SSLContext, headers: Mapping[str, str] | None = None) -> None:
-        self.http = httpx.Client(base_url=url, verify=verify, headers=headers, timeout=30, trust_env=False)
+        self.http = httpx.Client(base_url=url, verify=verify, headers=headers, timeout=60, trust_env=False)
         self._verify = verify
         self._resources: dict[str, dict[str, Object]] = {}
 
@@ -122,7 +122,7 @@ class Api:
             if error.status != 404:
                 raise
 
-    def wait(self, what: str, condition: Callable[[], Any], *, seconds: float = 30) -> Any:
+    def wait(self, what: str, condition: Callable[[], Any], *, seconds: float = 60) -> Any:
         """Return the first true value of `condition()`. `what` is said where it stays false."""
         end = time.monotonic() + seconds
         while not (value := condition()):

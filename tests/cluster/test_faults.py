@@ -44,7 +44,7 @@ class Watcher:
         return [each["object"]["metadata"].get("name", "") for each in self.events]
 
     def join(self) -> str:
-        self._thread.join(20)
+        self._thread.join(60)
         assert not self._thread.is_alive()
         self._http.close()
         return self.how

@@ -202,7 +202,7 @@ def test_the_end_of_its_owner_is_the_end_of_all(end: signal.Signals) -> None:
         family = psutil.Process(owner.pid).children(recursive=True)
         assert len(family) == len(tools.CLUSTER) + 1
         owner.send_signal(end)
-        owner.wait(30)
+        owner.wait(60)
         limit = time.monotonic() + 10
         while alive(family) and time.monotonic() < limit:
             time.sleep(0.05)

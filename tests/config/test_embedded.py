@@ -54,7 +54,7 @@ def of_state(state: Path) -> list[psutil.Process]:
     return found
 
 
-def gone(processes: list[psutil.Process], *, seconds: float = 20) -> None:
+def gone(processes: list[psutil.Process], *, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while left := alive(processes):
         assert time.monotonic() < end, left

@@ -37,7 +37,7 @@ def quiet(_: str) -> None:
     """Take a line of progress and forget it."""
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
     """Wait until `condition()` holds, or fail."""
     end = time.monotonic() + seconds
     while not condition():
@@ -77,7 +77,7 @@ class Agent:
         """Send a signal, wait, and return the exit code."""
         assert self.process is not None
         self.process.send_signal(number)
-        return self.process.wait(20)
+        return self.process.wait(60)
 
     def family(self) -> list[psutil.Process]:
         """Return all processes below it."""

@@ -83,7 +83,7 @@ async def _running(state: Path) -> AsyncIterator[ManagedServer]:
         yield server
 
 
-async def _until(condition: Callable[[], object], seconds: float = 30) -> None:
+async def _until(condition: Callable[[], object], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"

@@ -46,7 +46,7 @@ class Watched:
         stream = self._answer.extensions["network_stream"].get_extra_info("socket")
         with suppress(OSError):
             stream.shutdown(2)
-        self._thread.join(10)
+        self._thread.join(60)
         self._answer.close()
 
     def _follow(self) -> None:

@@ -105,7 +105,7 @@ class Operator:
             return 0
         self.process.send_signal(number)
         try:
-            return self.process.wait(20)
+            return self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -121,7 +121,7 @@ class Operator:
         """Return the port of its health and its numbers."""
         return int(self.wait_for(r"serving on port (\d+)")[-1])
 
-    def wait_for(self, pattern: str, *, seconds: float = 30) -> list[str]:
+    def wait_for(self, pattern: str, *, seconds: float = 60) -> list[str]:
         """Wait until its log has a line; return all that match."""
         end = time.monotonic() + seconds
         while not (found := re.findall(pattern, self.text())):
@@ -130,7 +130,7 @@ class Operator:
             time.sleep(0.05)
         return found
 
-    def wait_until(self, reached: Callable[[], Any], what: str, *, seconds: float = 30) -> Any:
+    def wait_until(self, reached: Callable[[], Any], what: str, *, seconds: float = 60) -> Any:
         """Return the first true value of `reached()`."""
         end = time.monotonic() + seconds
         while not (found := reached()):

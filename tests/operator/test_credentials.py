@@ -169,7 +169,7 @@ def test_a_pods_token_and_authority_change_under_the_operator(
             proxy.change_authority(second)
             # Whoever goes on with the old token may do nothing any more.
             withdraw(api, "pod-before")
-            carried_out(server, 60, seconds=20)
+            carried_out(server, 60)
             assert operator.get("/livez").status_code == 200
             assert operator.process is not None
             assert operator.process.poll() is None

@@ -121,5 +121,5 @@ def test_watches_that_go_deaf_are_noticed(behind: tuple[Operator, Server], proxy
     operator, server = behind
     before = settled(operator, proxy)
     proxy.stall_watches()
-    carried_out(server, next(USERS), seconds=20)
+    carried_out(server, next(USERS))
     assert relists(operator) == before

@@ -37,7 +37,7 @@ def test_suspend_and_resume(big: Server) -> None:
     big.change(suspended={"message": "Please pay."})
     found = big.wait("Ready", "False", "Suspended")
     assert "data is kept" in found["message"]
-    big.wait("Progressing", "False", seconds=40)
+    big.wait("Progressing", "False", seconds=60)
     assert big.condition("DatabaseReady")["reason"] == "Hibernated"
     assert big.need(STATEFUL, "synapse-main")["spec"]["replicas"] == 0
     assert big.need(DEPLOYMENT, "synapse-generic")["spec"]["replicas"] == 0
@@ -51,7 +51,7 @@ def test_suspend_and_resume(big: Server) -> None:
 def test_processes_stop_before_the_database_sleeps_and_start_after_it_wakes(big: Server) -> None:
     cluster = big.need(CLUSTER, "postgres")
     big.change(suspended={})
-    big.wait("Progressing", "False", seconds=40)
+    big.wait("Progressing", "False", seconds=60)
     # The database takes its time to wake now.
     cluster = big.need(CLUSTER, "postgres")
     big.api.patch(cluster, {"metadata": {"annotations": {HANDS_OFF: "true"}}})
@@ -206,12 +206,12 @@ def test_an_upgrade_that_fails_goes_back_and_says_so(big: Server, homeservers: H
     big.change(**UPGRADE)
     big.wait_child(STATEFUL, "synapse-main", lambda each: image(each) == NEW)
     crash(big, 5)
-    found = big.wait("Degraded", "True", "UpgradeFailed", seconds=40)
+    found = big.wait("Degraded", "True", "UpgradeFailed", seconds=60)
     homeservers.silent.discard(big.namespace)
     assert "UpgradeDatabaseException" in found["message"]
     assert "1.163.2 runs again" in found["message"]
     big.wait_child(STATEFUL, "synapse-main", lambda each: image(each) == OLD)
-    big.wait("Ready", "True", seconds=40)
+    big.wait("Ready", "True", seconds=60)
     assert image(big.need(DEPLOYMENT, "synapse-generic")) == OLD
     assert big.status()["release"]["version"] == "1.163.2"
     # It does not try again by itself; a new wish does.
@@ -225,7 +225,7 @@ def test_an_upgrade_whose_database_can_not_go_back_stays_and_says_so(big: Server
     big.change(**UPGRADE | {"synapse": {"version": "1.164.0", "schemaVersion": 95, "compatVersion": 95}})
     big.wait_child(STATEFUL, "synapse-main", lambda each: image(each) == NEW)
     crash(big, 5)
-    found = big.wait("Degraded", "True", "UpgradeStuck", seconds=40)
+    found = big.wait("Degraded", "True", "UpgradeStuck", seconds=60)
     assert "no way back" in found["message"]
     assert image(big.need(STATEFUL, "synapse-main")) == NEW
     homeservers.silent.discard(big.namespace)

@@ -237,7 +237,7 @@ def test_deleting_leaves_nothing_and_asks_for_the_finalizer(server: Server) -> N
                 for each in server.api.list(*kind, server.namespace)
             )
         ),
-        seconds=40,
+        seconds=60,
     )
 
 

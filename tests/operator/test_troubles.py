@@ -25,7 +25,7 @@ def test_a_quota_that_is_exceeded(operator: Operator, servers: Servers) -> None:
     hard = {"pods": "0"}
     servers.api.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": quota, "spec": {"hard": hard}})
     server = servers.make(namespace=namespace)
-    found = server.wait("Ready", "False", "QuotaExceeded", seconds=40)
+    found = server.wait("Ready", "False", "QuotaExceeded", seconds=60)
     assert "synapse-main" in found["message"]
     assert server.condition("Degraded")["reason"] == "QuotaExceeded"
     servers.api.delete("v1", "ResourceQuota", "by-hand", namespace)
@@ -50,7 +50,7 @@ def test_an_old_refusal_is_not_told_again(server: Server) -> None:
     limits = [{"type": "Container", "max": {"cpu": "1m"}, "default": {"cpu": "1m"}, "defaultRequest": {"cpu": "1m"}}]
     server.api.apply({"apiVersion": "v1", "kind": "LimitRange", "metadata": by_hand, "spec": {"limits": limits}})
     server.change(restarts=1)
-    found = server.wait("Degraded", "True", "PodsRefused", seconds=40)
+    found = server.wait("Degraded", "True", "PodsRefused", seconds=60)
     assert "maximum cpu" in found["message"]
     server.api.delete("v1", "LimitRange", "by-hand", server.namespace)
     server.change(restarts=2)  # Kubernetes' own controller tries again after a pause that doubles; an edit wakes it
@@ -60,13 +60,13 @@ def test_an_old_refusal_is_not_told_again(server: Server) -> None:
 
 def test_a_storage_class_that_is_missing(operator: Operator, servers: Servers) -> None:
     server = servers.make(large(redis={"own": {"storage": {"class": "not-there"}}}))
-    found = server.wait("Degraded", "True", "StorageClassMissing", seconds=40)
+    found = server.wait("Degraded", "True", "StorageClassMissing", seconds=60)
     assert "not-there" in found["message"]
 
 
 def test_no_node_has_room(operator: Operator, servers: Servers) -> None:
     server = servers.make(small(nodeSelector={"example.org/none": "such"}))
-    found = server.wait("Ready", "False", "Unschedulable", seconds=40)
+    found = server.wait("Ready", "False", "Unschedulable", seconds=60)
     assert "No data is lost" in found["message"]
     server.change(nodeSelector=None)
     server.wait_ready(seconds=60)
@@ -74,7 +74,7 @@ def test_no_node_has_room(operator: Operator, servers: Servers) -> None:
 
 def test_a_certificate_that_fails(operator: Operator, servers: Servers) -> None:
     server = servers.make(small(routing={"certificate": {"issuerRef": {"name": "broken", "kind": "ClusterIssuer"}}}))
-    found = server.wait("CertificateReady", "False", "Failed", seconds=40)
+    found = server.wait("CertificateReady", "False", "Failed", seconds=60)
     assert "issuer refused" in found["message"]
     assert server.wait("Degraded", "True", "CertificateFailed")
     server.change(routing={"certificate": {"issuerRef": {"name": NAME}}})
@@ -94,7 +94,7 @@ def test_a_wrong_database_secret(server: Server, homeservers: Homeservers) -> No
     }  # fmt: skip
     conditions = [{"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "False"}]
     server.api.patch(pod, {"status": {"containerStatuses": [state], "conditions": conditions}}, sub="status")
-    found = server.wait("Ready", "False", "DatabaseRefused", seconds=40)
+    found = server.wait("Ready", "False", "DatabaseRefused", seconds=60)
     assert "password of this server's Secret" in found["message"]
     assert server.condition("DatabaseReady")["reason"] == "DatabaseRefused"
 
@@ -103,7 +103,7 @@ def test_a_server_that_does_not_answer(operator: Operator, servers: Servers, hom
     namespace = servers.place()
     homeservers.silent.add(namespace)
     server = servers.make(namespace=namespace)
-    found = server.wait("Ready", "False", "NotAnswering", seconds=40)
+    found = server.wait("Ready", "False", "NotAnswering", seconds=60)
     assert "502" in found["message"]
     homeservers.silent.discard(namespace)
     server.wait_ready()

@@ -81,7 +81,7 @@ def agent(monkeypatch: pytest.MonkeyPatch, db: None, state: Path) -> Iterator[Lo
         yield provider
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
 
 
 @pytest.fixture

@@ -144,7 +144,7 @@ def test_it_renews_by_itself(hearth: Hearth, monkeypatch: pytest.MonkeyPatch) ->
     with listening(monkeypatch):
         hearth.certify(server)
         first = hearth.key(server)
-        wait(lambda: hearth.key(server) != first, seconds=30)
+        wait(lambda: hearth.key(server) != first, seconds=60)
         with hearth.client(server) as client:
             assert DataKeys(client).fresh("backup.base", "base/1")
     renewed = AuditEvent.objects.filter(
@@ -161,7 +161,7 @@ def test_hearth_was_away_until_all_certificates_had_ended(hearth: Hearth, monkey
         server = hearth.server("berry")
         with listening(monkeypatch):
             hearth.certify(server)
-        wait(lambda: hearth.seen(server).certificate_wanted == "CertificateExpired", seconds=30)
+        wait(lambda: hearth.seen(server).certificate_wanted == "CertificateExpired", seconds=60)
     with listening(monkeypatch):
         with pytest.raises(Unreachable), hearth.client(server) as client:
             client.renew()
@@ -189,7 +189,7 @@ def test_the_authority_is_another_one(hearth: Hearth, monkeypatch: pytest.Monkey
     Authority.objects.all().delete()
     with listening(monkeypatch):
         monkeypatch.setitem(settings.HEARTH, "HEARTH_INTERNAL_CERTIFICATE_SECONDS", 3600)
-        wait(lambda: hearth.seen(server).certificate_wanted != "", seconds=30)
+        wait(lambda: hearth.seen(server).certificate_wanted != "", seconds=60)
         assert hearth.seen(server).certificate_wanted in {"CertificateRefused", "CertificateLate"}
         observer.observe()
         assert hearth.seen(server).certificate_wanted == ""

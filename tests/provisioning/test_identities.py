@@ -87,7 +87,7 @@ def test_it_runs_beside_the_start_and_costs_no_time(
     """The start ends only after the certificate was installed, which it would wait for in vain if it came first."""
     installed = threading.Event()
     provider.faults["install_certificate"] = [installed.set]
-    provider.faults["start"] = [lambda: None if installed.wait(20) else pytest.fail("the start had to wait")]
+    provider.faults["start"] = [lambda: None if installed.wait(60) else pytest.fail("the start had to wait")]
     operation = carry_out(server)
     assert operation.state == "succeeded", operation.error
     assert [operation.steps.get(name=name).attempts for name in ("identity", "start")] == [1, 1]

@@ -34,7 +34,7 @@ def in_threads(count: int, work: object) -> list[object]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     return results
 
 

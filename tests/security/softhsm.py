@@ -71,5 +71,5 @@ def start(folder: Path) -> Hsm:
     hsm.pin_file.write_text(PIN + "\n")
     program = shutil.which("softhsm2-util") or "softhsm2-util"
     words = [program, "--init-token", "--free", "--label", hsm.label, "--pin", PIN, "--so-pin", "so-" + PIN]
-    subprocess.run(words, check=True, capture_output=True, timeout=30)
+    subprocess.run(words, check=True, capture_output=True, timeout=60)
     return hsm

@@ -64,7 +64,7 @@ class Reader:
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
             pipe.close()
-        self.process.wait(10)
+        self.process.wait(60)
 
 
 @pytest.fixture

@@ -157,7 +157,7 @@ def test_a_place_that_hangs_costs_its_time_and_few_threads(two: Faulty) -> None:
     gate = threading.Event()
 
     def hang() -> None:
-        gate.wait(30)
+        gate.wait(60)
 
     two.before_put = hang
     try:
@@ -171,7 +171,7 @@ def test_a_place_that_hangs_costs_its_time_and_few_threads(two: Faulty) -> None:
     finally:
         gate.set()
     for thread in hanging:
-        thread.join(10)
+        thread.join(60)
     publish.publish(make())
 
 

@@ -236,7 +236,7 @@ def test_killed_at_any_point_nothing_is_lost() -> None:
         assert worker.stdout.readline() == b"ready\n"
         time.sleep(dice.uniform(0.0, 0.12))
         worker.send_signal(signal.SIGKILL)
-        killed += worker.wait(10) == -signal.SIGKILL
+        killed += worker.wait(60) == -signal.SIGKILL
         worker.stdout.close()
         assert DataKey.objects.count() == COUNT
         assert set(DataKey.objects.values_list("kek__state", flat=True)) <= {"active", "decrypt-only"}

@@ -209,7 +209,7 @@ def test_a_forked_process_opens_a_session_of_its_own(hsm: Hsm) -> None:
     child.start()
     assert mine.poll(20)
     assert mine.recv() == bytes(key.value)
-    child.join(20)
+    child.join(60)
     assert source.unwrap(root, wrapped, b"").value == key.value
 
 

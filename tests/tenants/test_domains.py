@@ -65,7 +65,7 @@ def zone(settings: Settings) -> Iterator[Zone]:
     yield zone
     server.server.shutdown()
     server.server.server_close()
-    server.thread.join(10)
+    server.thread.join(60)
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ def test_one_that_is_made_at_the_same_time_is_not_missed(
 
     thread = threading.Thread(target=create)
     thread.start()
-    assert read.wait(30)
+    assert read.wait(60)
     services.change_plan(actor=alice, plan=plans["hearth"], **THREE)
     changed.set()
     thread.join()

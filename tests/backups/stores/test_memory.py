@@ -73,7 +73,7 @@ def test_a_part_larger_than_all_comes_alone() -> None:
     waiting.join(0.2)
     assert taken == []
     memory.give(large)
-    waiting.join(10)
+    waiting.join(60)
     assert len(taken) == 1
 
 

@@ -107,7 +107,7 @@ def running(source: Any, app: App = says, *, loop: str = "asyncio", wait: bool =
         asyncio.run_coroutine_threadsafe(made.listener.stop(), event_loop).result(20)
         asyncio.run_coroutine_threadsafe(_end_all(), event_loop).result(20)
         event_loop.call_soon_threadsafe(event_loop.stop)
-        thread.join(20)
+        thread.join(60)
         event_loop.run_until_complete(event_loop.shutdown_default_executor())
         event_loop.close()
 
@@ -120,7 +120,7 @@ async def _end_all() -> None:
     await asyncio.gather(*left, return_exceptions=True)
 
 
-def until(condition: Callable[[], object], seconds: float = 20) -> None:
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
     """Wait until `condition()` holds."""
     end = time.monotonic() + seconds
     while not condition():

@@ -175,7 +175,7 @@ def slow(request: HttpRequest) -> HttpResponse:
     with _counting:
         IN_WORK["now"] += 1
         IN_WORK["most"] = max(IN_WORK.values())
-    _go_on.wait(20)
+    _go_on.wait(60)
     with _counting:
         IN_WORK["now"] -= 1
     return JsonResponse({})

@@ -304,7 +304,7 @@ def test_many_threads_share_one_client(hearth: Running, files: Files) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
     assert faults == []
 
 

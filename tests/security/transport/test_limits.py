@@ -39,7 +39,7 @@ def pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     until(lambda: server.started)
     yield port
     server.should_exit = True
-    thread.join(20)
+    thread.join(60)
 
 
 @pytest.mark.parametrize(

@@ -307,7 +307,7 @@ def test_swapping_while_many_call(changing: Running) -> None:
             assert body(changing.ask(context))["caller"] == str(AGENT)
     finally:
         stop.set()
-        swapping.join(20)
+        swapping.join(60)
 
 
 def test_it_waits_for_its_first_certificate(loop: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -374,8 +374,8 @@ def test_calls_in_progress_have_a_moment_when_it_stops(loop: str) -> None:
     with running(Given(CA.material(LISTENER)), slow, loop=loop) as hearth:
         asking = threading.Thread(target=lambda: answers.append(hearth.ask(client_context(CA.material()))))
         asking.start()
-        assert begun.wait(20)
-    asking.join(20)
+        assert begun.wait(60)
+    asking.join(60)
     assert answers[0].startswith(b"HTTP/1.1 204 ")
 
 
