@@ -195,12 +195,12 @@ class Provider(Protocol):
         A server that was stopped by `stop` is asked too, and stays stopped: nobody can change anything meanwhile.
         """
 
-    def exchange(self, server_id: str, instance: str, *, fence: int, progress: Progress) -> None:
-        """Let the server have what the instance holds (database, media), and the instance what the server had.
+    def exchange(self, server_id: str, instance: str, *, back: bool = False, fence: int, progress: Progress) -> None:
+        """Let the server have what was restored in the instance (database, media), and the instance what it had.
 
-        Both are stopped first and stay so. Signing key, identity, address, secrets and backups stay the server's. Cut
-        off at any point, each has either all of its own or all of the other's; the same call again ends it. With the
-        same fence as before it does nothing; with a later one it exchanges back.
+        `back`: the other way, so that each has its own again. Where it is so already nothing is done: a worker whose
+        predecessor ended in the middle may call it again. Both are stopped first and stay so. Signing key, identity,
+        address, secrets and backups stay the server's. Cut off at any point, the provider itself brings it to its end.
         """
 
     def observe(self) -> Mapping[str, Observation]:

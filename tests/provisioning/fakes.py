@@ -39,6 +39,8 @@ class ScriptedProvider:
     """By instance."""
     recovered: dict[str, Recovering] = field(default_factory=dict)
     """What `recovering` tells, by instance."""
+    exchanged: dict[str, bool] = field(default_factory=dict)
+    """By instance, whether its server has what was restored in it."""
     known_since: dict[str, Any] | None = None
     on_start: Callable[[ServerSpec], None] = lambda _: None
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -89,8 +91,9 @@ class ScriptedProvider:
         self._call("since")
         return self.known_since
 
-    def exchange(self, server_id: str, instance: str, *, fence: int, progress: Progress) -> None:  # noqa: ARG002
+    def exchange(self, server_id: str, instance: str, *, back: bool = False, fence: int, progress: Progress) -> None:
         self._call("exchange", server_id, fence, progress)
+        self.exchanged[instance] = not back
 
     def route(self, server_id: str, url: str) -> str:
         return self.routes.get(server_id, url)

@@ -26,7 +26,15 @@ class Recoveries:
         """Say that it can't be asked."""
         return None
 
-    def exchange(self, server_id: str, instance: str, *, fence: int, progress: Progress) -> None:  # noqa: ARG002
+    def exchange(
+        self,
+        server_id: str,  # noqa: ARG002
+        instance: str,  # noqa: ARG002
+        *,
+        back: bool = False,  # noqa: ARG002
+        fence: int,  # noqa: ARG002
+        progress: Progress,  # noqa: ARG002
+    ) -> None:
         """Refuse: see `_not_here`."""
         raise _not_here()
 
