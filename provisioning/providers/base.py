@@ -179,8 +179,9 @@ class Provider(Protocol):
 
         The spec is the server's own but for the id: name, version, secrets. Returns at once; `recovering` tells the
         rest. It goes on by itself after a crash or a restart of the machine. Called again while it runs: it goes on
-        with the newer grant. After it failed or was cancelled: it is tried again. After it is done and before the
-        instance was ever started: what `request.settle` says is applied once more, nothing else is fetched.
+        with the newer grant. After it failed or was cancelled: it is tried again. After it was done: the instance is stopped,
+        and what `request.settle` says is applied to whatever database it holds now, that of before an exchange too;
+        nothing is fetched. From before this returns until it is over, `recovering` says `running`.
         """
 
     def recovering(self, instance: str) -> Recovering:
@@ -195,12 +196,13 @@ class Provider(Protocol):
         A server that was stopped by `stop` is asked too, and stays stopped: nobody can change anything meanwhile.
         """
 
-    def exchange(self, server_id: str, instance: str, *, back: bool = False, fence: int, progress: Progress) -> None:
+    def exchange(self, server_id: str, instance: str, *, restored: bool, fence: int, progress: Progress) -> None:
         """Let the server have what was restored in the instance (database, media), and the instance what it had.
 
-        `back`: the other way, so that each has its own again. Where it is so already nothing is done: a worker whose
-        predecessor ended in the middle may call it again. Both are stopped first and stay so. Signing key, identity,
-        address, secrets and backups stay the server's. Cut off at any point, the provider itself brings it to its end.
+        `restored` False: the other way, so that each has its own again. Where it is so already nothing is done: a
+        worker whose predecessor ended in the middle may call it again. Both are stopped first and stay so. Signing
+        key, identity, address, secrets and backups stay the server's. Cut off at any point, the provider itself brings
+        it to its end.
         """
 
     def observe(self) -> Mapping[str, Observation]:

@@ -91,9 +91,9 @@ class ScriptedProvider:
         self._call("since")
         return self.known_since
 
-    def exchange(self, server_id: str, instance: str, *, back: bool = False, fence: int, progress: Progress) -> None:
+    def exchange(self, server_id: str, instance: str, *, restored: bool, fence: int, progress: Progress) -> None:
         self._call("exchange", server_id, fence, progress)
-        self.exchanged[instance] = not back
+        self.exchanged[instance] = restored
 
     def route(self, server_id: str, url: str) -> str:
         return self.routes.get(server_id, url)

@@ -31,7 +31,7 @@ class Recoveries:
         server_id: str,  # noqa: ARG002
         instance: str,  # noqa: ARG002
         *,
-        back: bool = False,  # noqa: ARG002
+        restored: bool,  # noqa: ARG002
         fence: int,  # noqa: ARG002
         progress: Progress,  # noqa: ARG002
     ) -> None:

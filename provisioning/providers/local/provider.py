@@ -84,9 +84,15 @@ class LocalProvider:
         found: Mapping[str, Any] | None = self._call({"verb": "since", "server_id": server_id}, lambda _: None)
         return found
 
-    def exchange(self, server_id: str, instance: str, *, back: bool = False, fence: int, progress: Progress) -> None:
+    def exchange(self, server_id: str, instance: str, *, restored: bool, fence: int, progress: Progress) -> None:
         """Let the server have what was restored in the instance, and the instance what it had; or the other way."""
-        request = {"verb": "exchange", "server_id": server_id, "instance": instance, "back": back, "fence": fence}
+        request = {
+            "verb": "exchange",
+            "server_id": server_id,
+            "instance": instance,
+            "restored": restored,
+            "fence": fence,
+        }
         self._call(request, progress)
 
     def observe(self) -> Mapping[str, Observation]:
