@@ -40,7 +40,7 @@ def backup_of(server: Server) -> dict[str, Any]:
         "synapse_version": server.version,
         "name_key_file": NAME_KEY,
         "policy": pace,
-        "store": _store(stores.first, server, files),
+        "store": store_at(stores.first, server, files, make=True),
     }
     return {"module": MODULE, "settings": told, "files": files}
 
@@ -61,11 +61,12 @@ def ensure(server: Server) -> ServerBackups:
 
 
 @sensitive_variables()
-def _store(store: Store, server: Server, files: dict[str, str]) -> dict[str, Any]:
+def store_at(store: Store, server: Server, files: dict[str, str], *, make: bool = False) -> dict[str, Any]:
+    """Return how an engine finds what a store holds of a server, and put the credentials for it into `files`."""
     if store.kind == Store.Kind.FOLDER:
         folder = Path(store.folder)
         # A disk that is not mounted must not be taken for an empty one; Hearth's own folder may be made.
-        make = folder.is_dir() or folder.is_relative_to(settings.STATE)
+        make = make and (folder.is_dir() or folder.is_relative_to(settings.STATE))
         return {"type": "folder", "name": store.code, "path": str(folder / str(server.pk)), "make": make}
     told = {
         "type": "s3",

@@ -1,0 +1,77 @@
+"""What a provider is told when a server's backups are to be brought back: which ones, to when, and by whose keys.
+
+A restore never touches the living server: it goes into an instance, which is the same server under an id of its own,
+reached by nobody else and backed up by nothing.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from django.views.decorators.debug import sensitive_variables
+
+from backups import wiring
+from backups.models import Store
+from provisioning.providers.base import Recovery, ServerSpec
+from provisioning.providers.local.keys import verify_key
+from tenants.models import Server
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Which state of which server. Neither `point` nor `moment`: the latest that there is."""
+
+    source: Server
+    """Whose backups they are; it may be deleted."""
+    store: Store
+    point: str = ""
+    moment: datetime | None = None
+
+
+def settle(since: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what is changed before Synapse starts on it. `since`: what the living server says of now.
+
+    Who can't be asked can't say which sessions were ended since then; so all of them are.
+    """
+    return {"sessions": "all"} if since is None else {"sessions": "keep", "since": dict(since)}
+
+
+@sensitive_variables()
+def recovery(
+    wanted: Wanted, spec: ServerSpec, *, holder: uuid.UUID, grant: uuid.UUID, settle: Mapping[str, Any]
+) -> Recovery:
+    """Return what the provider's `recover` needs. `holder` is the server under whose identity the grant is used."""
+    source = wanted.source
+    files = {wiring.NAME_KEY: str(wiring.ensure(source).name_key)}
+    request: dict[str, Any] = {
+        "organisation": str(source.organisation_id),
+        "server": str(source.pk),
+        "store": wiring.store_at(wanted.store, source, files),
+        "signing_key_id": verify_key(spec.secrets["signing_key"])[0],
+        "name_key_file": wiring.NAME_KEY,
+        "grant": str(grant),
+        "settle": dict(settle),
+    }
+    if wanted.point:
+        request["point"] = wanted.point
+    elif wanted.moment is not None:
+        request["to"] = wanted.moment.isoformat()
+    return Recovery(source=str(source.pk), holder=str(holder), module=wiring.MODULE, request=request, files=files)
+
+
+def instance_spec(spec: ServerSpec, instance: uuid.UUID, version: str) -> ServerSpec:
+    """Return the spec of an instance of the server that `spec` is of: it runs, alone."""
+    return replace(
+        spec,
+        server_id=str(instance),
+        version=version,
+        federation=False,
+        backup={},
+        suspended=False,
+        suspend_message="",
+        public_url="",
+    )
