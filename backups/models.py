@@ -8,10 +8,15 @@ from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import F, Q
 
+from backups.proofs.models import Drill, Proof
 from provisioning.models import Operation, Region
 from security.fields import SealedTextField
 from tenants.models import Plan, Server
 
+__all__ = [
+    "LEAST_RETENTION", "Alarm", "Drill", "Line", "Order", "Policy", "Proof", "RegionStores", "Restore", "RestorePoint",
+    "ServerBackups", "Shelf", "Store",
+]  # fmt: skip
 LEAST_RETENTION = 30
 """Days that no policy goes below: people notice a loss weeks later."""
 
@@ -141,13 +146,15 @@ class ServerBackups(models.Model):
     fault_since = models.DateTimeField(null=True)
     reported = models.DateTimeField(null=True, help_text="When the engine last spoke.")
     next_base = models.DateTimeField(null=True)
-    next_proof = models.DateTimeField(null=True)
+    next_proof = models.DateTimeField(null=True, help_text="When a recovery test is due.")
+    next_reading = models.DateTimeField(null=True, help_text="When every byte of a restore point is read again.")
 
     class Meta:
         verbose_name = verbose_name_plural = "server backups"
         indexes = [
             models.Index(fields=["next_base"], name="backups_base_due"),
             models.Index(fields=["next_proof"], name="backups_proof_due"),
+            models.Index(fields=["next_reading"], name="backups_reading_due"),
             models.Index(fields=["reported"], name="backups_silent"),
         ]
 
@@ -204,6 +211,9 @@ class Line(models.Model):
     begun = models.DateTimeField(null=True, help_text="First moment that can be restored; None before its first base.")
     until = models.DateTimeField(null=True)
     ended = models.CharField(max_length=40, blank=True, help_text="Why it ended, such as `SlotLost`; empty while open.")
+    moments = models.PositiveBigIntegerField(
+        default=0, db_default=0, help_text="How many moments of it are stored: one that lacks later was lost."
+    )
 
     class Meta:
         ordering = ["-identity"]
@@ -272,42 +282,6 @@ class Restore(models.Model):
 
     def __str__(self) -> str:
         return f"{self.get_mode_display()}: {self.source}"
-
-
-class Proof(models.Model):
-    """That something was tried and what came of it: evidence, kept for 13 months."""
-
-    class Kind(models.TextChoices):
-        LISTING = "listing", "All objects are there"
-        READING = "reading", "Every byte was read"
-        RECOVERY = "recovery", "A server was brought back"
-
-    class Result(models.TextChoices):
-        PASSED = "passed", "Passed"
-        FAILED = "failed", "Failed"
-        MISSED = "missed", "Did not take place"
-
-    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    server = models.ForeignKey(Server, on_delete=models.PROTECT, related_name="proofs")
-    kind = models.CharField(max_length=10, choices=Kind)
-    point = models.CharField(max_length=40, blank=True)
-    begun = models.DateTimeField()
-    ended = models.DateTimeField(null=True)
-    result = models.CharField(max_length=7, choices=Result, blank=True, help_text="Empty while it runs.")
-    rto_seconds = models.FloatField(null=True, help_text="From the beginning to passed protocol checks.")
-    rpo_seconds = models.FloatField(null=True, help_text="Between the wanted moment and the last commit brought back.")
-    summary = models.TextField(blank=True)
-    evidence = models.JSONField(default=dict)
-
-    class Meta:
-        ordering = ["-begun"]
-        indexes = [
-            models.Index(fields=["server", "-begun"], name="proof_by_server"),
-            models.Index(fields=["begun"], name="proof_by_age"),
-        ]
-
-    def __str__(self) -> str:
-        return f"{self.get_kind_display()}: {self.server}"
 
 
 class Shelf(models.Model):
