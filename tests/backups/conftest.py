@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.backups.s3_servers import minio, plain_s3, s3_server, second_s3
+from tests.backups.s3_servers import minio, plain_s3, s3_server
 
-__all__ = ["minio", "plain_s3", "s3_server", "second_s3"]
+__all__ = ["minio", "plain_s3", "s3_server"]

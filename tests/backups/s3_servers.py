@@ -1,6 +1,6 @@
-"""Real S3 servers on loopback that share no code: MinIO, versitygw over a folder, and rclone's, which does the least.
+"""Real S3 servers on loopback that share no code: MinIO, which does the most, and rclone's, which does the least.
 
-`make test` builds the first two from their Go modules; rclone comes in a wheel. Each has an administrator's key of its
+`make test` builds MinIO from its Go module; rclone comes in a wheel. Each has an administrator's key of its
 own, made for the run. A server is a child that gets SIGKILL when its parent dies; its data lie in a folder of the run.
 """
 
@@ -111,14 +111,9 @@ class S3Server(Lasting):
                 "MINIO_UPDATE": "off",
             }
             return [self._program, "server", str(data), "--address", address, "--quiet"], environment
-        if self.kind == "rclone":
-            options = ["--addr", address, "--vfs-cache-mode", "off", "--config", "/dev/null"]
-            known = {"RCLONE_AUTH_KEY": f'"{self.key_id},{self.secret}"'}
-            return [self._program, "serve", "s3", *options, str(data)], known
-        versions = self.folder / "versions"
-        versions.mkdir(exist_ok=True)
-        argv = [self._program, "--port", address, "--quiet", "posix", "--versioning-dir", str(versions), str(data)]
-        return argv, {"ROOT_ACCESS_KEY": self.key_id, "ROOT_SECRET_KEY": self.secret}
+        options = ["--addr", address, "--vfs-cache-mode", "off", "--config", "/dev/null"]
+        known = {"RCLONE_AUTH_KEY": f'"{self.key_id},{self.secret}"'}
+        return [self._program, "serve", "s3", *options, str(data)], known
 
     def _answers(self) -> bool:
         assert self.process
@@ -155,18 +150,12 @@ def minio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="session")
-def second_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """versitygw for the whole run."""
-    yield from started("versitygw", tmp_path_factory.mktemp("versitygw"))
-
-
-@pytest.fixture(scope="session")
 def plain_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """rclone's server for the whole run: it has no versions, refuses no taken name, and knows no rules."""
     yield from started("rclone", tmp_path_factory.mktemp("rclone"))
 
 
-@pytest.fixture(scope="session", params=["minio", "second_s3"])
+@pytest.fixture(scope="session", params=["minio", "plain_s3"])
 def s3_server(request: pytest.FixtureRequest) -> S3Server:
     """Each of the two."""
     server: S3Server = request.getfixturevalue(request.param)

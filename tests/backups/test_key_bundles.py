@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.django_db, pytest.mark.xdist_group("s3")]
 NAME = "20261101T120000Z-delta-0b1c.hkb"
 
 
-@pytest.fixture(params=["minio", "second_s3", "plain_s3"])
+@pytest.fixture(params=["minio", "plain_s3"])
 def where(request: pytest.FixtureRequest) -> Bucket:
     server: S3Server = request.getfixturevalue(request.param)
     return server.new_prefix()

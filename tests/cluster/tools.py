@@ -76,7 +76,6 @@ TOOLS = {
     "router": Tool("router", "hearth.host/tests/cluster/router"),
     "cloudnative-pg": Tool("cloudnative-pg", "github.com/cloudnative-pg/cloudnative-pg/cmd/manager"),
     "minio": Tool("minio", "github.com/minio/minio"),
-    "versitygw": Tool("versitygw", "github.com/versity/versitygw/cmd/versitygw"),
     "restic": Tool("restic", "github.com/restic/restic/cmd/restic"),
 }
 CLUSTER = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok")
@@ -86,8 +85,8 @@ TESTS = (*CLUSTER, "helm", "kube-score", "kubeconform", "router")
 """What `make test` needs; the others are built when somebody asks for them."""
 NODE = ("kubelet", "kube-proxy", "coredns", "cloudnative-pg")
 """What a real node needs beside them."""
-STORES = ("minio", "versitygw")
-"""Two S3 servers that share no code: what stores of backups are tested against."""
+STORES = ("minio",)
+"""The S3 server that stores of backups are tested against, beside rclone's, which comes in a wheel."""
 
 
 def find(name: str) -> Path:

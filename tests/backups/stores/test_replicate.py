@@ -366,7 +366,7 @@ def test_killed_again_and_again(first: Troubled, second: Troubled, history: Hist
 
 @pytest.mark.xdist_group("s3")
 @pytest.mark.parametrize("direction", ["to the other provider", "to a folder"])
-def test_between_kinds_of_stores(minio: S3Server, second_s3: S3Server, tmp_path: Path, direction: str) -> None:
+def test_between_kinds_of_stores(minio: S3Server, plain_s3: S3Server, tmp_path: Path, direction: str) -> None:
     first = open_store(minio.new_prefix())
     history = History(first)
     history.media()
@@ -374,7 +374,7 @@ def test_between_kinds_of_stores(minio: S3Server, second_s3: S3Server, tmp_path:
     history.point()
     second: Store = FolderStore("second", tmp_path, make=True)
     if direction == "to the other provider":
-        second = open_store(second_s3.new_prefix())
+        second = open_store(plain_s3.new_prefix())
     report = Replication(first, second).turn()
     assert (report.faults, report.waiting, report.stopped) == ([], [], None)
     assert equal(first, second)

@@ -42,6 +42,7 @@ COMPLETE = r"POST .*uploadId="
 GET = r"GET .*/wal/1"
 
 
+@pytest.mark.parametrize("server", ["minio", "plain_s3"], indirect=True)
 @pytest.mark.parametrize("wrong", ["key", "secret"])
 def test_wrong_credentials(where: Bucket, direct: S3Store, wrong: str) -> None:
     assert where.credentials
@@ -107,6 +108,7 @@ def test_nothing_shows_credentials(where: Bucket, direct: S3Store) -> None:
         assert where.credentials.secret not in shown
 
 
+@pytest.mark.parametrize("server", ["minio", "plain_s3"], indirect=True)
 def test_a_bucket_that_is_not_there(server: S3Server) -> None:
     store = open_store(server.where("not-there"))
     for call in (lambda: store.put("x", [b"x"]), lambda: store.put("x", [noise(PARTS)]), lambda: names(store)):

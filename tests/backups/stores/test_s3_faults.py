@@ -22,6 +22,7 @@ from tests.backups.s3_servers import S3Server, open_store
 from tests.backups.stores.contract import MIB, names, noise, read
 
 pytestmark = pytest.mark.xdist_group("s3")
+each_server = pytest.mark.parametrize("server", ["minio", "plain_s3"], indirect=True)
 
 
 @pytest.fixture
@@ -90,6 +91,18 @@ def test_a_server_whose_answers_are_all_lost(store: S3Store, proxy: S3Faults, si
     assert read(store, "wal/1") == noise(size)
 
 
+@pytest.mark.parametrize("server", ["plain_s3"], indirect=True)
+@pytest.mark.parametrize("size", [WHOLE, PARTS])
+def test_a_server_that_keeps_no_metadata_can_not_tell_whose_an_object_is(
+    store: S3Store, proxy: S3Faults, size: int
+) -> None:
+    """It did what it was asked, the answer was lost, and nothing tells our object from another's: that is said."""
+    with proxy.rule(PUT if size == WHOLE else COMPLETE, lose_answer=True), pytest.raises(ObjectExists):
+        store.put("wal/1", [noise(size)])
+    assert read(store, "wal/1") == noise(size)
+
+
+@each_server
 @pytest.mark.parametrize("times", [1, None])
 def test_another_writers_object_is_never_taken_for_ours(
     store: S3Store, direct: S3Store, proxy: S3Faults, times: int | None
@@ -115,6 +128,7 @@ def test_a_passing_fault_while_reading(
     store.close()
 
 
+@each_server
 def test_a_lasting_fault_while_reading(store: S3Store, proxy: S3Faults) -> None:
     store.put("wal/1", [noise(40 * MIB)])
     pieces = store.get("wal/1")
@@ -145,6 +159,7 @@ def test_a_server_that_is_gone(minio: S3Server) -> None:
     store.close()
 
 
+@each_server
 def test_a_full_server(store: S3Store, proxy: S3Faults, direct: S3Store) -> None:
     with proxy.rule("PUT", status=507), pytest.raises(StoreError, match="it is full") as caught:
         store.put("wal/1", [noise(PARTS)])
@@ -187,6 +202,7 @@ def test_a_server_that_knows_no_conditions(store: S3Store, proxy: S3Faults, size
     assert read(store, "wal/1") == noise(size)
 
 
+@each_server
 def test_bytes_that_are_changed_on_their_way(store: S3Store, proxy: S3Faults, where: Bucket) -> None:
     """The server compares them with the checksum that the signature covers."""
     store.put("wal/0", [b"x"])
@@ -222,6 +238,7 @@ def test_an_object_that_is_replaced_while_it_is_read(store: S3Store, proxy: S3Fa
     assert caught.value.code == "StoreDamaged"
 
 
+@each_server
 def test_an_object_that_is_lost_while_it_is_read(store: S3Store, direct: S3Store) -> None:
     store.put("wal/1", [noise(40 * MIB)])
     pieces = store.get("wal/1")
@@ -231,6 +248,7 @@ def test_an_object_that_is_lost_while_it_is_read(store: S3Store, direct: S3Store
         list(pieces)
 
 
+@each_server
 def test_a_listing_tells_that_other_bytes_are_there(store: S3Store, where: Bucket) -> None:
     """A server that was itself restored from an old copy, or somebody who wrote over an object."""
     stored = store.put("wal/1", [noise(WHOLE)])
@@ -255,6 +273,7 @@ S3Store("far", Bucket(bucket, endpoint, prefix=prefix, credentials=known)).put("
 """
 
 
+@each_server
 def test_a_killed_writer_leaves_nothing_to_see_and_is_swept(where: Bucket, direct: S3Store) -> None:
     assert where.credentials
     environment = os.environ | {
