@@ -90,14 +90,18 @@ class Cluster:
     def kill(self) -> None:
         """Kill all of it at once, as a crash does."""
         assert self.process is not None
-        backends = [int(line) for line in _children(self.process.pid)]
+        pid = self.process.pid
+        # One that it makes between our look and its end would keep the shared memory, and a new start would fail.
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        backends = [int(line) for line in _children(pid)]
         self.process.kill()
         self.process.wait(60)
-        for pid in backends:
+        for each in backends:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        end = time.monotonic() + 30
-        while any(_lives(pid) for pid in backends):  # their shared memory stops a new start
+                os.kill(each, signal.SIGKILL)
+        end = time.monotonic() + 60
+        while any(_lives(each) for each in backends):  # their shared memory stops a new start
             assert time.monotonic() < end, self.log()
             time.sleep(0.02)
 

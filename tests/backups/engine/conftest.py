@@ -86,7 +86,7 @@ class Bench:
         """Stop the engine as a signal does."""
         if self.engine is not None and self._thread is not None:
             self.engine.stop()
-            self._thread.join(20)
+            self._thread.join(60)
             assert not self._thread.is_alive()
         self.engine = None
 

@@ -17,7 +17,10 @@ from tests.backups.keys import FileKeys
 
 
 class Hanging:
-    """A store that does not come back from a `put` as long as `switch` is there."""
+    """A store that does not come back from a `put` as long as `switch` is there.
+
+    Beside it `.hangs` says that WAL waits.
+    """
 
     def __init__(self, store: Store, switch: Path) -> None:
         self._store, self._switch = store, switch
@@ -27,6 +30,8 @@ class Hanging:
 
     def put(self, name: str, pieces: Iterable[bytes | memoryview]) -> Stored:
         while self._switch.exists():
+            if "/wal/" in name:
+                self._switch.with_suffix(".hangs").touch()
             time.sleep(0.1)
         return self._store.put(name, pieces)
 

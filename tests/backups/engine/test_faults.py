@@ -99,12 +99,13 @@ def test_orders_are_carried_out_once_and_told(bench: Bench, store: Store) -> Non
     bench.start(hearth=hearth)
     told = wait_for(lambda: hearth.ended(order.id))
     assert told.state == "done"
-    hearth.orders = []
-    time.sleep(1)
+    reports = len(hearth.reports)
+    wait_for(lambda: len(hearth.reports) > reports + 2 and told.point in hearth.points)
     kinds = [point.kind for point in bench.restorer.points()]
     assert kinds.count("manual") == 1
-    assert {told.point} <= hearth.points
-    assert not bench.engine or not bench.engine.work.memory.state.untold
+    engine = bench.engine
+    assert engine is not None
+    wait_for(lambda: not engine.work.memory.state.untold)
 
 
 def test_after_a_final_backup_nothing_is_kept_for_it(bench: Bench, store: Store) -> None:
@@ -118,7 +119,8 @@ def test_after_a_final_backup_nothing_is_kept_for_it(bench: Bench, store: Store)
     wait_for(lambda: not bench.cluster.value("SELECT count(*) FROM pg_replication_slots"))
     bench.stop()
     bench.start(hearth=hearth)  # after a restart it rests, too
-    time.sleep(2)
+    reports = len(hearth.reports)
+    wait_for(lambda: len(hearth.reports) > reports + 2)
     assert not bench.cluster.value("SELECT count(*) FROM pg_replication_slots")
     bench.stop()
     point = next(each for each in bench.restorer.points() if each.id == told.point)

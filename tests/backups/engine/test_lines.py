@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
 
 import msgspec
 
@@ -82,9 +81,9 @@ def test_a_hole_in_the_spool_is_noticed(bench: Bench, store: Store) -> None:
         switch(bench)
     spool = wait_for(lambda: sorted((bench.folder / "state" / "spool").glob("*/*[0-9A-F]")))
     wait_for(lambda: len(sorted((bench.folder / "state" / "spool").glob("*/*[0-9A-F]"))) >= 3)
-    # The server has been told that these are safe, so it does not keep them.
-    wait_for(lambda: str(bench.cluster.value("SELECT restart_lsn::text FROM pg_replication_slots")) > "")
-    time.sleep(3)
+    # Once the server has been told that these are safe it does not keep them.
+    told = "SELECT restart_lsn >= pg_current_wal_lsn() - 16777216 FROM pg_replication_slots"
+    wait_for(lambda: bench.cluster.value(told))
     bench.stop()
     shutil.rmtree(spool[0].parent)
     bench.cluster.value("CHECKPOINT")
