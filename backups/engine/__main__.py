@@ -2,11 +2,13 @@
 
 python -m backups.engine agent <settings.json>      backs one server up until SIGTERM
 python -m backups.engine restore <request.json>     brings one back, into a new place
+python -m backups.engine settle <request.json>      once more what is done to a restored database before it is used
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import os
 import signal
@@ -29,6 +31,8 @@ def main(arguments: list[str]) -> int:
     agent.add_argument("settings", type=Path)
     restoring = verbs.add_parser("restore", help="bring a server back, into a new place")
     restoring.add_argument("request", type=Path)
+    settling = verbs.add_parser("settle", help="apply what is true of the living server once more to what was restored")
+    settling.add_argument("request", type=Path)
     exporting = verbs.add_parser("export", help="give a backup out in open formats: all of it, a table, a room's files")
     exporting.add_argument("request", type=Path)
     options = parser.parse_args(arguments)
@@ -36,15 +40,28 @@ def main(arguments: list[str]) -> int:
         from backups.engine.restore.process import main as restore  # noqa: PLC0415 (an agent never restores)
 
         return restore(options.request)
+    if options.verb == "settle":
+        from backups.engine.restore.process import settle  # noqa: PLC0415 (as above)
+
+        return settle(options.request)
     if options.verb == "export":
         from backups.engine.restore.process import export  # noqa: PLC0415 (as above)
 
         return export(options.request)
     try:
-        engine = build(load(options.settings))
+        settings = load(options.settings)
+        engine = build(settings)
     except (SettingsError, StoreError) as error:
         return _refused(error)
-    return run(engine)
+    with contextlib.ExitStack() as stack:
+        if settings.serve is not None:
+            from backups.engine.serving import served  # noqa: PLC0415 (only a pod's engine serves)
+
+            try:
+                stack.enter_context(served(engine, settings.serve))
+            except OSError as error:
+                return _refused(SettingsError(f"The engine can't tell how it is: {error}. Nothing was backed up."))
+        return run(engine)
 
 
 def run(engine: Engine) -> int:

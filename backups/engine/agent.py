@@ -9,7 +9,7 @@ import contextlib
 import os
 import time
 from collections import deque
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,9 @@ LATE = 1.25
 """Hearth orders base backups; one that is this much later than it should be is taken without an order."""
 WAL_WAIT, POINT_WAIT = 10.0, 600.0
 """The longest waits after failures: WAL is soon tried again, a base backup of many gigabytes is not."""
-FIRST, AFTER_GAP, DAILY = "first", "after-gap", "daily"
+FIRST, AFTER_GAP, DAILY, FINAL = "first", "after-gap", "daily", "final"
+ONE_FINAL = timedelta(days=1)
+"""A final backup of so long ago needs no second base backup: what came after it is in the log."""
 
 
 class Engine:
@@ -102,10 +104,21 @@ class Engine:
         """End soon."""
         self.work.stop.set()
 
+    @property
+    def taking(self) -> Order | None:
+        """The order that is being carried out."""
+        return self._taking
+
+    def store_all(self) -> None:
+        """Have all WAL and media that there are stored and named soon: `moments.soon` is cleared when they are."""
+        self.moments.soon.set()
+        self._moment.wake.set()
+
     def order(self, order: Order) -> None:
         """Carry out an order, unless that is being done or was done."""
         known = {each.id for each in (*self._orders, *([self._taking] if self._taking else []))}
-        known |= {each.id for each in self.work.memory.state.orders}
+        state = self.work.memory.state
+        known |= {each.id for each in (*state.orders, *([state.final] if state.final else []))}
         if order.id in known:
             return
         self._orders.append(order)
@@ -146,8 +159,7 @@ class Engine:
         else:
             return TURN
         self._sync.wake.set()
-        self.moments.soon.set()
-        self._moment.wake.set()
+        self.store_all()
         return 0.0
 
     def _overdue(self, at: datetime | None) -> bool:
@@ -163,28 +175,43 @@ class Engine:
             with memory.changing() as state:
                 state.resting = False
             self._wait_for_line()
+        point = self._final_point() if order.kind == FINAL else ""
+        point = point or self._take_ordered(order)
+        self._moment_now()
+        if order.kind == FINAL and self.moments.soon.is_set():
+            return  # stopped before all of it was stored: whoever ordered it asks again
+        done = OrderReport(id=order.id, state="done", point=point)
+        with memory.changing() as state:
+            state.orders.append(done)
+            if order.kind == FINAL:
+                state.resting, state.final = True, done
+        self.work.progress.say("order-done", order=order.id, kind=order.kind, point=point)
+        self._sync.wake.set()
+
+    def _final_point(self) -> str:
+        """Return a final backup that is whole already, of the line that is being written; nothing if there is none."""
+        state = self.work.memory.state
+        if state.line is None or state.point_at is None:
+            return ""
+        same = (state.point_kind, state.point_line) == (FINAL, state.line.id)
+        return state.point if same and abs(datetime.now(UTC) - state.point_at) < ONE_FINAL else ""
+
+    def _take_ordered(self, order: Order) -> str:
+        """Take the point of an order and return its id. What can pass is tried again until we are stopped."""
         wait = 1.0
         while True:
             try:
-                point = self.points.take(order.reason)
-                break
+                return self.points.take(order.reason).id
             except Exception as error:
                 if self.work.stop.is_set():
                     raise
                 self.work.faults.met(self._point.name, error)
                 self.work.stop.wait(wait)
                 wait = min(wait * 2, 60.0)
-        self._moment_now()
-        with memory.changing() as state:
-            state.orders.append(OrderReport(id=order.id, state="done", point=point.id))
-            state.resting = order.kind == "final"
-        self.work.progress.say("order-done", order=order.id, kind=order.kind, point=point.id)
-        self._sync.wake.set()
 
     def _moment_now(self) -> None:
         """Have all WAL and media that there are now stored and named."""
-        self.moments.soon.set()
-        self._moment.wake.set()
+        self.store_all()
         while self.moments.soon.is_set() and not self.work.stop.wait(0.1):
             pass
 

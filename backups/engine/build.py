@@ -7,11 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-import msgspec
-
 from backups.engine.agent import Engine
 from backups.engine.settings import FolderStoreAt, HearthAt, S3StoreAt, Settings, SettingsError
 from backups.engine.stores.base import Store
+from backups.engine.stores.opening import opened
 from security.datakeys.client import DataKeys
 from security.streams import DataKey
 from security.transport.client import InternalClient
@@ -34,37 +33,8 @@ class Placed(Protocol):
 
 
 def open_store(settings: Placed) -> Store:
-    """Return the store. Boto3 (60 MB) is imported only for a bucket."""
-    it = settings.store
-    if isinstance(it, FolderStoreAt):
-        from backups.engine.stores.folder import FolderStore  # noqa: PLC0415 (what is not used is not imported)
-
-        return FolderStore(it.name, Path(it.path), make=it.make)
-    return _bucket(it)
-
-
-def _bucket(it: S3StoreAt) -> Store:
-    from backups.engine.stores.connection import Bucket, Credentials  # noqa: PLC0415 (as above)
-    from backups.engine.stores.s3 import S3Store  # noqa: PLC0415
-
-    credentials = None
-    if it.credentials_file:
-        try:
-            found = msgspec.json.decode(Path(it.credentials_file).read_bytes(), type=dict[str, str])
-            credentials = Credentials(found["access_key"], found["secret_key"])
-        except (OSError, msgspec.DecodeError, KeyError):
-            text = f"The store's credentials can't be read from {it.credentials_file}. Nothing was backed up."
-            raise SettingsError(text) from None
-    where = Bucket(
-        bucket=it.bucket,
-        endpoint=it.endpoint,
-        region=it.region or "us-east-1",
-        prefix=it.prefix,
-        credentials=credentials,
-        path_style=it.path_style,
-        trust=Path(it.certificates) if it.certificates else None,
-    )
-    return S3Store(it.name, where)
+    """Return the store. Raises `SettingsError`, `StoreError`."""
+    return opened(settings.store)
 
 
 class Hearth:

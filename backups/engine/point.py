@@ -127,6 +127,7 @@ class Points:
         point = report.manifest
         with self._work.memory.changing() as state:
             state.pending, state.point, state.point_at = None, point.id, point.at
+            state.point_kind, state.point_line = point.kind, point.line
             state.untold = [*state.untold, report][-UNTOLD_KEPT:]
             state.stored_bytes += report.stored_bytes
             if state.line is not None and state.line.id == point.line:

@@ -80,6 +80,13 @@ class HearthAt(Part, frozen=True, kw_only=True):
     trust: str
 
 
+class Serve(Part, frozen=True, kw_only=True):
+    """Where the engine tells how it is, and takes the last orders, over HTTP: in a pod nobody reads its files."""
+
+    host: str
+    port: int
+
+
 class Policy(Part, frozen=True, kw_only=True):
     """How often. Seconds and bytes."""
 
@@ -124,11 +131,19 @@ class Settings(Part, frozen=True, kw_only=True):
     hearth: HearthAt | None = None
     media: str = ""
     """The folder of Synapse's media store; empty: there is none."""
+    media_bucket: S3StoreAt | None = None
+    """Where Synapse's S3 provider keeps media, in place of a folder; `prefix` is the provider's, without its end."""
     configuration: dict[str, str] = {}
     """Files to keep in each restore point: name in the archive to path."""
     name_key_file: str = ""
     """32 bytes: the key of the names that media get in the store."""
     policy: Policy = Policy()
+    serve: Serve | None = None
+    """None: whoever started it reads its status file."""
+
+    def __post_init__(self) -> None:
+        if self.media and self.media_bucket is not None:
+            raise ValueError("media lie in a folder or in a bucket, not in both")
 
     @property
     def of(self) -> str:
@@ -179,6 +194,7 @@ def _placed(found: Settings, folder: Path) -> Settings:
         found,
         database=database,
         store=located(found.store, folder),
+        media_bucket=found.media_bucket and located(found.media_bucket, folder),
         hearth=found.hearth and located(found.hearth, folder),
         tools=located(found.tools, folder),
         configuration={name: at(folder, path) for name, path in found.configuration.items()},

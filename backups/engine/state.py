@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,12 +19,11 @@ import msgspec
 
 from backups.engine.hearth import OrderReport, PointReport
 from backups.engine.manifest import Ref
-from security.durable import sync_folder
+from security.durable import replace_file
 
 STATE = "state.json"
 STATUS = "status.json"
 ENDED_KEPT = 20
-_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class StateError(Exception):
@@ -83,12 +81,16 @@ class State(msgspec.Struct, kw_only=True):
     point: str = ""
     """The newest restore point that is stored."""
     point_at: datetime | None = None
+    point_kind: str = ""
+    point_line: str = ""
     media_until: datetime | None = None
     stored_bytes: int = 0
     untold: list[PointReport] = []
     """Restore points that Hearth does not know yet."""
     orders: list[OrderReport] = []
     """Orders that ended, until Hearth has heard it."""
+    final: OrderReport | None = None
+    """The final backup that was ordered last, once it is whole: who ordered it may ask again at any time."""
     resting: bool = False
     """After a final backup: nothing is to be stored any more."""
 
@@ -146,12 +148,4 @@ class Memory:
             self._lock.close()
 
     def _write(self, name: str, data: bytes, *, sync: bool) -> None:
-        passing = self.folder / f".{name}"
-        with os.fdopen(os.open(passing, _FLAGS, 0o600), "wb") as file:
-            file.write(data)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
-        passing.replace(self.folder / name)
-        if sync:
-            sync_folder(self.folder)
+        replace_file(self.folder / name, data, sync=sync)

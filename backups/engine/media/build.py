@@ -8,10 +8,11 @@ from pathlib import Path
 from backups.engine import names
 from backups.engine.keys import Keys
 from backups.engine.media.run import Media
-from backups.engine.media.scan import DiskSource
+from backups.engine.media.scan import DiskSource, Source
 from backups.engine.objects import Vault
 from backups.engine.progress import Progress
 from backups.engine.settings import Settings, SettingsError
+from backups.engine.stores.opening import opened
 
 PURPOSE = "backup.media"
 KEY_SIZE = 32
@@ -21,11 +22,12 @@ def open_media(
     settings: Settings, vault: Vault, keys: Keys, progress: Progress, stopped: Callable[[], bool]
 ) -> Media | None:
     """Return what backs up the media of these settings, None where there are none. Raises `SettingsError`."""
-    if not settings.media:
+    source = _source(settings)
+    if source is None:
         return None
     return Media(
         vault=vault,
-        source=DiskSource(Path(settings.media)),
+        source=source,
         state=Path(settings.state),
         name_key=name_key(Path(settings.name_key_file)),
         key=lambda run: keys.once(PURPOSE, names.media_run(run)),
@@ -33,6 +35,14 @@ def open_media(
         stopped=stopped,
         progress=progress,
     )
+
+
+def _source(settings: Settings) -> Source | None:
+    if settings.media_bucket is not None:
+        from backups.engine.media.bucket import BucketSource  # noqa: PLC0415 (what is not used is not imported)
+
+        return BucketSource(opened(settings.media_bucket))
+    return DiskSource(Path(settings.media)) if settings.media else None
 
 
 def name_key(path: Path) -> bytes:

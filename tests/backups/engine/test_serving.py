@@ -1,0 +1,154 @@
+"""An engine in a pod: what it tells over HTTP, that everything is stored when it says so, and its last backup."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from backups.engine import serving
+from backups.engine.hearth import Order
+from backups.engine.media.build import open_media
+from backups.engine.progress import Progress
+from backups.engine.settings import S3StoreAt, Serve, Settings, SettingsError, load
+from tests.backups.engine.conftest import QUICK, Bench, wait_for
+from tests.backups.engine.faulty import Store, write
+
+SLOW = msgspec.structs.replace(QUICK, media_every=3600, moment_every=3600, moment_at_rest=3600, tail_every=3600)
+"""What is stored with it is stored because somebody asked."""
+
+
+class Asked:
+    """Somebody who asks an engine."""
+
+    def __init__(self, port: int) -> None:
+        self._address = f"http://127.0.0.1:{port}"
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self._address + path, timeout=60)
+
+    def status(self) -> dict[str, Any]:
+        return dict(self.get("/status").json())
+
+    def post(self, path: str, **query: str) -> httpx.Response:
+        return httpx.post(self._address + path, params=query, timeout=60)
+
+
+def test_it_is_ready_with_its_first_restore_point(bench: Bench) -> None:
+    engine = bench.start()
+    with serving.served(engine, Serve(host="127.0.0.1", port=0)) as port:
+        asked = Asked(port)
+        assert asked.get("/livez").status_code == 200
+        point = bench.point()
+        wait_for(lambda: asked.get("/readyz").status_code == 200)
+        found = asked.status()
+        assert (found["ready"], found["reason"], found["point"]) == (True, "Written", point.id)
+        assert asked.get("/").status_code == 404
+
+
+def test_a_fault_that_stays_is_told_and_ends_with_its_cause(
+    bench: Bench, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "PASSING", 0.0)
+    engine = bench.start()
+    with serving.served(engine, Serve(host="127.0.0.1", port=0)) as port:
+        asked = Asked(port)
+        wait_for(lambda: asked.get("/readyz").status_code == 200)
+        store.away = True
+        write(bench)
+        found = wait_for(lambda: None if (now := asked.status())["ready"] else now)
+        assert found["reason"] == "StoreAway"
+        assert asked.get("/readyz").status_code == 503
+        store.away = False
+        wait_for(lambda: asked.get("/readyz").status_code == 200)
+
+
+def test_everything_is_stored_when_it_says_so(bench: Bench) -> None:
+    engine = bench.start(policy=SLOW)
+    with serving.served(engine, Serve(host="127.0.0.1", port=0)) as port:
+        asked = Asked(port)
+        point = bench.point()
+        wait_for(lambda: not engine.moments.soon.is_set())
+        bench.cluster.value("CREATE TABLE kept (id int)")
+        bench.cluster.value("INSERT INTO kept VALUES (7)")
+        at = bench.cluster.value("SELECT clock_timestamp()")
+        bench.cluster.value("SELECT pg_current_xact_id()")
+        assert asked.status()["stored"] == ""
+        assert asked.post("/store-all", id="before the night").status_code == 202
+        wait_for(lambda: asked.status()["stored"] == "before the night")
+        moments = len(bench.events("moment"))
+        asked.post("/store-all", id="before the night")
+        assert asked.status()["stored"] == "before the night"
+        assert len(bench.events("moment")) == moments, "it was done already"
+    bench.stop()
+    assert bench.restored(point, until=at.isoformat()).value("SELECT id FROM kept") == 7
+
+
+def test_the_final_backup_is_taken_once_and_then_it_rests(bench: Bench) -> None:
+    engine, order = bench.start(), uuid.uuid4()
+    with serving.served(engine, Serve(host="127.0.0.1", port=0)) as port:
+        asked = Asked(port)
+        bench.point()
+        assert asked.status()["final"] is None
+        found = asked.post("/final", id=str(order)).json()["final"]
+        assert (found["id"], found["state"] in ("waiting", "taken", "done")) == (str(order), True)
+        final = bench.point(1)
+        wait_for(lambda: (asked.status()["final"] or {}).get("state") == "done")
+        assert (final.kind, asked.status()["final"]["point"]) == ("final", final.id)
+        wait_for(lambda: bench.cluster.value("SELECT count(*) FROM pg_replication_slots") == 0)
+        asked.post("/final", id=str(order))
+        assert asked.status()["reason"] == "FinalBackupTaken"
+    bench.stop()
+    again = bench.start()
+    with serving.served(again, Serve(host="127.0.0.1", port=0)) as port:
+        found = Asked(port).post("/final", id=str(order)).json()["final"]
+        assert (found["state"], found["point"]) == ("done", final.id), "it is known after a restart too"
+    assert len(bench.events("point-stored")) == 2
+
+
+def test_a_final_backup_that_hearth_ordered_is_not_copied_again(bench: Bench) -> None:
+    engine = bench.start()
+    with serving.served(engine, Serve(host="127.0.0.1", port=0)) as port:
+        asked = Asked(port)
+        bench.point()
+        engine.order(Order(id=uuid.uuid4(), kind="backup", reason="final"))
+        theirs = bench.point(1)
+        bench.cluster.value("CREATE TABLE later (id int)")
+        asked.post("/final", id=str(uuid.uuid4()))
+        found = wait_for(lambda: now if (now := asked.status()["final"])["state"] == "done" else None)
+        assert found["point"] == theirs.id
+    assert len(bench.events("point-stored")) == 2
+
+
+def test_what_makes_no_sense_is_refused(bench: Bench) -> None:
+    engine = bench.start()
+    with serving.served(engine, Serve(host="127.0.0.1", port=0)) as port:
+        asked = Asked(port)
+        for path in ("/final?id=none", "/final", "/store-all", "/else?id=1", f"/store-all?id={'a' * 200}"):
+            assert asked.post(path).status_code == 400, path
+        assert asked.status()["final"] is None
+
+
+def test_media_in_a_bucket_are_read_from_there(bench: Bench) -> None:
+    (bench.folder / "name.key").write_bytes(b"n" * 32)
+    keys = bench.folder / "keys.json"
+    keys.write_text('{"access_key": "alice", "secret_key": "secret"}')
+    where = {"endpoint": "http://127.0.0.1:1", "bucket": "media", "prefix": "servers/alice"}
+    at = S3StoreAt(**where, name="media", credentials_file=str(keys))
+    settings = bench.settings(media_bucket=at, name_key_file=str(bench.folder / "name.key"))
+    engine = bench.start()
+    made = open_media(settings, engine.work.vault, engine.work.keys, Progress(), lambda: False)
+    assert made is not None
+    assert type(made.source).__name__ == "BucketSource"
+
+
+def test_media_lie_in_one_place(bench: Bench) -> None:
+    at = S3StoreAt(endpoint="http://127.0.0.1:1", bucket="media", prefix="servers/alice")
+    place = bench.folder / "settings.json"
+    both: Settings = bench.settings(media_bucket=at)
+    place.write_bytes(msgspec.json.encode(msgspec.to_builtins(both) | {"media": "/media"}))
+    with pytest.raises(SettingsError, match="not in both"):
+        load(place)
