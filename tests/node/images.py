@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from backups.engine.image import context as backup_context
 from provisioning.operator.image import context
 from provisioning.providers.local import environments
 from provisioning.providers.local.processes import Command, spawn_argv
@@ -135,7 +136,8 @@ class Builder:
             self.buildah("umount", container)
             self.buildah("commit", "--quiet", "--rm", container, image.reference)
         if image.context is not None:
-            folder = self.folder / "context"
+            folder = self.folder / "context" / image.name.partition(":")[0]
+            folder.parent.mkdir(exist_ok=True)
             image.context(folder)
             words = ["--pull-never", "--isolation=chroot", "--build-arg", f"BASE={image.base}"]
             self.buildah("build", "--quiet", *words, "--tag", image.reference, str(folder))
@@ -244,9 +246,18 @@ def operator() -> Image:
     return Image("hearth-operator:1", debian().reference, context=fill, inputs=inputs)
 
 
+def backup_agent() -> Image:
+    """The backup engine, by the recipe that is the product's own, on the database's own image: it has the clients."""
+    made_of = [*backup_context.sources().values(), *(Path("backups/engine/image") / "Containerfile",)]
+    files = [f"{path}\n".encode() + (ROOT / path).read_bytes() for path in made_of]
+    inputs = (*files, "".join(context.requirements(backup_context.PACKAGES)).encode())
+    return Image("hearth-backup:1", postgres().reference, context=backup_context.fill, inputs=inputs)
+
+
 def everything(versions: Sequence[str]) -> list[Image]:
     """Return all images of a run, those first on which others stand."""
-    return [pause(), debian(), cloudnative_pg(), operator(), postgres(), redis(), *map(synapse, versions)]
+    ours = [operator(), postgres(), redis(), backup_agent()]
+    return [pause(), debian(), cloudnative_pg(), *ours, *map(synapse, versions)]
 
 
 def ensure(versions: Sequence[str], *, say: Say) -> dict[str, Path]:

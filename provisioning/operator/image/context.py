@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
 from provisioning.providers.base import ProviderError
@@ -39,12 +39,7 @@ class Failed(Exception):
 
 def fill(folder: Path, *, helper: Path | None = None) -> None:
     """Fill an empty or new folder. `helper`: a render helper that is built already, else Go builds one."""
-    if folder.exists() and any(folder.iterdir()):
-        raise Failed(f"{folder} is not empty. Nothing was changed. Remove it, or name another folder.")
-    for path in sources():
-        place = folder / "hearth" / path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / path, place)
+    begin(folder, {path: path for path in sources()})
     program = folder / "hearth" / RENDER / "render"
     program.parent.mkdir(parents=True, exist_ok=True)
     if helper is not None:
@@ -52,8 +47,23 @@ def fill(folder: Path, *, helper: Path | None = None) -> None:
     else:
         _build(program)
     program.chmod(0o755)
-    _install(folder / "packages")
-    shutil.copyfile(HERE / "Containerfile", folder / "Containerfile")
+    finish(folder, PACKAGES, HERE / "Containerfile")
+
+
+def begin(folder: Path, files: Mapping[Path, Path]) -> None:
+    """Fill `hearth` in an empty or new folder: place there to path in the repository. Raises `Failed`."""
+    if folder.exists() and any(folder.iterdir()):
+        raise Failed(f"{folder} is not empty. Nothing was changed. Remove it, or name another folder.")
+    for there, path in files.items():
+        place = folder / "hearth" / there
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / path, place)
+
+
+def finish(folder: Path, packages: Set[str], recipe: Path) -> None:
+    """Add locked packages and the recipe, for every user to read. Raises `Failed`."""
+    _install(folder / "packages", packages)
+    shutil.copyfile(recipe, folder / "Containerfile")
     _open(folder)
 
 
@@ -69,18 +79,18 @@ def sources() -> list[Path]:
     return sorted(found)
 
 
-def requirements() -> Iterator[str]:
-    """Yield the lines of Hearth's lock file for what the operator needs, hashes and all."""
+def requirements(packages: Set[str] = PACKAGES) -> Iterator[str]:
+    """Yield the lines of Hearth's lock file for these packages, hashes and all."""
     found = {each[1]: each[0] for each in NEEDED.finditer((ROOT / "requirements.txt").read_text(encoding="utf-8"))}
-    if missing := PACKAGES - found.keys():
+    if missing := packages - found.keys():
         raise Failed(f"requirements.txt has no {', '.join(sorted(missing))}.")
-    return (found[name] for name in sorted(PACKAGES))
+    return (found[name] for name in sorted(packages))
 
 
-def _install(place: Path) -> None:
+def _install(place: Path, packages: Set[str]) -> None:
     place.mkdir()
     lock = place / "requirements.txt"
-    lock.write_text("".join(requirements()), encoding="utf-8")
+    lock.write_text("".join(requirements(packages)), encoding="utf-8")
     words = [str(uv_program()), "--no-config", "--quiet", "pip", "install", "--target", str(place)]
     words += ["--python-version", PYTHON, "--no-build", "--no-deps", "--require-hashes", "-r", str(lock)]
     _run(words, ROOT, uv_environment())

@@ -1,0 +1,1 @@
+"""The recipe of the container image in which a server on Kubernetes is backed up."""
