@@ -9,7 +9,8 @@ from django.db import models
 from django.db.models import F, Q
 
 from backups.proofs.models import Drill, Proof
-from provisioning.models import Operation, Region
+from backups.restoring.models import Restore
+from provisioning.models import Region
 from security.fields import SealedTextField
 from tenants.models import Plan, Server
 
@@ -255,33 +256,6 @@ class Order(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} of {self.server}"
-
-
-class Restore(models.Model):
-    """What an operation of kind `restore` brings back, and to where."""
-
-    class Mode(models.TextChoices):
-        SWITCH = "switch", "Replace the server"
-        BESIDE = "beside", "Look into a copy beside it"
-        PROOF = "proof", "Recovery test"
-
-    operation = models.OneToOneField(Operation, primary_key=True, on_delete=models.CASCADE, related_name="restore")
-    source = models.ForeignKey(Server, on_delete=models.PROTECT, related_name="restores")
-    store = models.ForeignKey(Store, on_delete=models.PROTECT, related_name="restores")
-    point = models.CharField(max_length=40, blank=True, help_text="A restore point; empty for a moment.")
-    moment = models.DateTimeField(null=True, help_text="A moment; None for a restore point's own.")
-    mode = models.CharField(max_length=8, choices=Mode)
-    instance = models.UUIDField(default=uuid.uuid4, help_text="The new instance that it goes into.")
-    grant = models.UUIDField(null=True)
-    done_bytes = models.PositiveBigIntegerField(default=0)
-    total_bytes = models.PositiveBigIntegerField(default=0)
-    seconds_left = models.PositiveIntegerField(null=True)
-    recovered_to = models.DateTimeField(null=True, help_text="The last commit that was brought back.")
-    switched = models.DateTimeField(null=True)
-    keep_old_until = models.DateTimeField(null=True, help_text="The instance from before is kept until then.")
-
-    def __str__(self) -> str:
-        return f"{self.get_mode_display()}: {self.source}"
 
 
 class Shelf(models.Model):

@@ -18,7 +18,7 @@ from django.db import InterfaceError, OperationalError, connection
 from django.db.models import F, QuerySet
 from django.db.models.functions import Greatest, Now
 
-from provisioning import leases, services
+from provisioning import leases, seams, services
 from provisioning.leases import Lease, LeaseLostError
 from provisioning.models import Operation, OperationEvent, OperationStep, ServerStatus
 from provisioning.providers.base import Observation, ProviderError, StaleFence
@@ -31,6 +31,8 @@ MAX_ATTEMPTS = 5
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 HIGHEST = 1_000_000_000
 """No fence gets there: a higher number was not written by a Hearth."""
+NOTHING_SEEN = (Operation.Kind.PASSWORD, Operation.Kind.DELETE, Operation.Kind.COPY, Operation.Kind.DROP)
+"""Operations that end without having asked the server itself."""
 stopping = threading.Event()
 """Set when this worker is told to stop: an operation is then left between two steps, free for the next worker."""
 log = structlog.get_logger()
@@ -160,11 +162,12 @@ def _succeed(lease: Lease) -> None:
             services.finish_deletion(operation)
         lease.event(f"{operation.get_kind_display()}: done.")
         publish(operation.server_id, seen=_seen(operation))
+        seams.ended(operation)
 
 
 def _seen(operation: Operation) -> Observation | None:
     """What an operation that ended well has just seen with its own checks."""
-    if operation.kind in (Operation.Kind.PASSWORD, Operation.Kind.DELETE):
+    if operation.kind in NOTHING_SEEN:
         return None
     return Observation(server_id=str(operation.server_id), exists=True, running=True)
 
@@ -231,3 +234,4 @@ def _fail(context: Context, code: str, sentence: str) -> None:
         state=State.FAILED, finished=Now(), lease_until=None, lease_owner="", error_code=code[:40], error=sentence
     )
     publish(lease.operation.server_id)
+    seams.ended(Operation.objects.get(pk=lease.operation.pk))

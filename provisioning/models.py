@@ -214,6 +214,11 @@ class Operation(models.Model):
         UPGRADE = "upgrade", "Upgrade"
         PASSWORD = "password", "New admin password"
         DELETE = "delete", "Delete"
+        RESTORE = "restore", "Restore"
+        COPY = "copy", "Look into a backup"
+        SWITCH = "switch", "Switch to the copy"
+        GO_BACK = "go-back", "Go back to before the restore"
+        DROP = "drop", "Remove a copy"
 
     class State(models.TextChoices):
         QUEUED = "queued", "Waiting"
@@ -237,6 +242,9 @@ class Operation(models.Model):
     lease_owner = models.CharField(max_length=100, blank=True)
     lease_until = models.DateTimeField(null=True)
     fence = models.PositiveBigIntegerField(default=0)
+    note = models.CharField(
+        max_length=200, blank=True, default="", db_default="", help_text="How far a long step is, for the page."
+    )
     cancel_requested = models.BooleanField(default=False)
     error_code = models.CharField(max_length=40, blank=True)
     error = models.TextField(blank=True, help_text="What happened and what to do next, for a person.")

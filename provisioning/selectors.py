@@ -39,6 +39,7 @@ LABELS = {
     "Suspending": "Being suspended",
     "Resuming": "Being opened",
     "Upgrading": "Upgrading",
+    "Restoring": "Being restored",
     "Deleting": "Being deleted",
     "Checking": "Being checked",
     "DeletionScheduled": "To be deleted",

@@ -14,8 +14,8 @@ from django.db import IntegrityError, transaction
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from audit.services import record
-from provisioning import secrets, wake
+from audit.services import SYSTEM, record
+from provisioning import seams, secrets, wake
 from provisioning.fleet import may_federate
 from provisioning.leases import from_now, last_fence
 from provisioning.models import Operation, OperationEvent, OperationStep, Region, ServerSecret, ServerStatus
@@ -25,6 +25,7 @@ from provisioning.steps import STEPS
 from tenants.errors import Refused
 from tenants.models import Server
 from tenants.services.removal import mark_deleted
+from tenants.services.servers import adopt_version as adopt
 
 State, StepState, Kind = Operation.State, OperationStep.State, Operation.Kind
 
@@ -74,6 +75,43 @@ def _make(server: Server, kind: Operation.Kind, want: dict[str, Any]) -> Operati
     return operation
 
 
+@transaction.atomic
+def begin(kind: Operation.Kind, *, server: Server, version: str = "", about: uuid.UUID | None = None) -> Operation:
+    """Make an operation that follows from no difference, but that somebody asked for: about a backup or a copy.
+
+    `wanted["restore"]` names what it is about: itself, or `about`. Raises `Refused` while another one is open.
+    """
+    locked = Server.objects.select_for_update(of=("self",)).get(pk=server.pk)
+    if Operation.objects.filter(server=locked, state__in=Operation.OPEN).exists():
+        raise Refused(
+            "Something else is being done with this server just now. Nothing was changed. Wait until it has ended, or "
+            "cancel it, and try again."
+        )
+    want = wanted(locked, federation=may_federate(locked), now=timezone.now())
+    want["version"] = version or want["version"]
+    operation = _make(locked, kind, want)
+    operation.wanted["restore"] = str(about or operation.pk)
+    operation.save(update_fields=["wanted"])
+    transaction.on_commit(lambda: wake.hint(operation.pk), robust=True)
+    return operation
+
+
+def adopt_version(operation: Operation, version: str) -> None:
+    """Let the version that goes with data that were exchanged be what runs and what is wanted.
+
+    Else Hearth would upgrade what somebody has just undone. Call it inside the lease's transaction.
+    """
+    server = adopt(actor=SYSTEM, server=operation.server, version=version)
+    status = ServerStatus.objects.select_for_update().get(server=server)
+    status.applied = {**status.applied, "version": version}
+    status.save(update_fields=["applied"])
+    # It is this operation that brings the new generation about, so what fails after it can be tried again. What else
+    # is wanted by now is not carried out by it, and comes next.
+    want = wanted(server, federation=may_federate(server), now=timezone.now())
+    want["restore"] = operation.wanted["restore"]
+    Operation.objects.filter(pk=operation.pk).update(generation=server.generation, wanted=want)
+
+
 def cancellable(operation: Operation) -> bool:
     """Tell whether the operation can still end without anybody noticing: no step that commits has begun."""
     if operation.state not in Operation.OPEN:
@@ -104,6 +142,8 @@ def cancel_operation(actor: Any, *, operation: Operation) -> Operation:
 _TOO_LATE: dict[str, str] = {
     Kind.CREATE: "The server has been started, so making it can't be cancelled any more. Delete the server instead.",
     Kind.DELETE: "The server's data is being removed already, so this can't be cancelled any more.",
+    Kind.RESTORE: "The server is being changed over already, so this can't be cancelled any more. Let it finish; then "
+    "you can go back to what it had before.",
 }
 _TOO_LATE_OTHER = "This has gone too far to be cancelled safely: the server would be left half-changed. Let it finish."
 
@@ -141,6 +181,7 @@ _FRESH: dict[str, Any] = {
     "cancel_requested": False,
     "error_code": "",
     "error": "",
+    "note": "",
     "finished": None,
 }
 
@@ -180,8 +221,14 @@ def end_cancelled(operation: Operation) -> None:
         state=State.CANCELLED, finished=Now(), lease_until=None, lease_owner="", error_code="Cancelled"
     )
     operation.state = State.CANCELLED
-    _event(operation, "Cancelled. What was made so far stays until you try again or delete the server.")
+    _event(operation, _CANCELLED.get(operation.kind, _CANCELLED_OTHER))
     publish(operation.server_id)
+    seams.ended(operation)
+
+
+_NOT_TOUCHED = "Cancelled. The server was not touched. What was fetched beside it is removed."
+_CANCELLED: dict[str, str] = {Kind.RESTORE: _NOT_TOUCHED, Kind.COPY: _NOT_TOUCHED}
+_CANCELLED_OTHER = "Cancelled. What was made so far stays until you try again or delete the server."
 
 
 def hand_back(operation: Operation, *, after: timedelta = timedelta(0)) -> None:

@@ -17,6 +17,13 @@ KEPT: dict[str, Any] = dict.fromkeys(WITH_PLAN) | {
     "database_instances": 1, "database_synchronous": False, "database_replicas": False
 }  # fmt: skip
 """What a server has from its plan, as it was before plans said anything: operations and states of then lack it."""
+BROUGHT_BACK = (Kind.RESTORE, Kind.SWITCH, Kind.GO_BACK)
+"""What gives a server another state of its data, and the version that goes with it."""
+ALONE: dict[str, tuple[str, ...]] = {
+    Kind.RESTART: ("restarts",), Kind.PASSWORD: ("password_resets",), Kind.COPY: (), Kind.DROP: (),
+    **dict.fromkeys(BROUGHT_BACK, ("version",)),
+}  # fmt: skip
+"""Operations that carry out these parts of what is wanted, and nothing else that may be wanted by then."""
 CLOSED_MESSAGE = "This server was deleted by its owner. Only its owner can bring it back, and only for a while."
 
 
@@ -77,10 +84,8 @@ def carried_out(kind: str, want: Mapping[str, Any], applied: Mapping[str, Any]) 
     if kind == Kind.CREATE:
         # A server is always made running and then suspended, so that its accounts exist.
         return {**want, "mode": RUNNING, "message": ""}
-    if kind == Kind.RESTART:
-        return {**applied, "restarts": want["restarts"]}
-    if kind == Kind.PASSWORD:
-        return {**applied, "password_resets": want["password_resets"]}
+    if kind in ALONE:
+        return {**applied, **{key: want[key] for key in ALONE[kind]}}
     after = {**applied, **{key: want[key] for key in CONFIGURED}, "restarts": want["restarts"]}
     after |= _kept(want)
     if kind == Kind.UPGRADE:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from provisioning.models import Operation, ServerStatus
 from provisioning.providers.base import Observation
-from provisioning.spec import CLOSED, RUNNING
+from provisioning.spec import BROUGHT_BACK, CLOSED, RUNNING
 
 Phase = ServerStatus.Phase
 Kind = Operation.Kind
@@ -73,7 +73,7 @@ def _by_life(now: Situation) -> Verdict:
     if now.unreachable:
         message = "Hearth can't ask the machine that runs this server, so it can't say how it is now. "
         return Phase.DEGRADED, "ProviderUnreachable", f"{message}{now.unreachable} Hearth keeps asking."
-    trouble = _failed_change(now) if now.applied_mode == RUNNING else None
+    trouble = _failed_change(now) if now.applied_mode == RUNNING and not _about_backups(now) else None
     seen = now.seen
     if seen is None:
         return trouble or (Phase.PROGRESSING, "Observing", "Hearth is looking how the server is.")
@@ -95,7 +95,15 @@ def _suspended(mode: str) -> Verdict:
     return Phase.SUSPENDED, "Suspended", "The server is closed to clients; its data is kept."
 
 
+def _about_backups(now: Situation) -> bool:
+    """Tell whether the operation works beside the server, which is then as good as it answers."""
+    return now.operation is not None and now.operation.kind in (*BROUGHT_BACK, Kind.COPY, Kind.DROP)
+
+
 def _not_serving(now: Situation, seen: Observation) -> Verdict | None:
+    operation = now.operation
+    if not seen.running and operation and operation.kind in BROUGHT_BACK and operation.state in Operation.OPEN:
+        return Phase.PROGRESSING, "Restoring", "The server is changed over to other data; it is away for a moment."
     if not seen.running and not seen.reason and (trouble := _failed_change(now)):
         # It was stopped for the change that then failed: nobody starts it again by itself.
         return trouble[0], trouble[1], f"The server is stopped. {trouble[2]} Try again to bring it back."

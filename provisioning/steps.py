@@ -80,6 +80,12 @@ class Context:
     def log(self, line: str) -> None:
         self.lease.log(line, step=self.step)
 
+    def note(self, line: str) -> None:
+        """Say on the page how far a long step is; the log does not keep it."""
+        if line != self.operation.note:
+            with self.lease.write(note=line[:200]):
+                self.operation.note = line
+
     def save_status(self, **fields: Any) -> None:
         """Keep facts that a later step needs, perhaps in another worker."""
         with self.transaction():
@@ -145,6 +151,11 @@ def stop_if_there(context: Context) -> None:
         context.log("There is nothing to stop: it was never made.")
 
 
+def _above(name: str) -> Callable[[Context], None]:
+    """Return the work of a step that `backups` does."""
+    return lambda context: seams.work(name, context)
+
+
 def final_backup(context: Context) -> None:
     seams.take_point(seams.FINAL, context)
 
@@ -154,6 +165,7 @@ def point_before_upgrade(context: Context) -> None:
 
 
 def remove(context: Context) -> None:
+    seams.remove_belongings(context)
     context.provider.remove(str(context.server.pk), fence=context.fence, progress=context.log)
 
 
@@ -223,6 +235,20 @@ START = Step("start", "Start the server", start, commits=True)
 START_AGAIN = Step("start", "Restart with the changes", start, commits=True)
 STOP = Step("stop", "Stop the server", stop, commits=True)
 CHECKS = Step("checks", "Check that it answers", protocol)
+# Into a new instance; the server itself is not touched meanwhile.
+BRING_BACK = (
+    Step("look", "Look whether it can be restored", _above("look")),
+    Step("environment", "Prepare Synapse", _above("environment")),
+    Step("recover", "Bring the backup back beside the server", _above("recover")),
+    Step("trial", "Start it and check that it answers", _above("trial")),
+)
+CHANGE_OVER = (
+    Step("settle", "Stop the server and carry over who is locked or signed out", _above("settle"), commits=True),
+    Step("exchange", "Exchange the data", _above("exchange"), commits=True),
+    CONFIGURATION,
+    START,
+    CHECKS,
+)
 
 STEPS: dict[str, tuple[Step, ...]] = {
     Kind.CREATE: (
@@ -248,6 +274,11 @@ STEPS: dict[str, tuple[Step, ...]] = {
         START,
         CHECKS,
     ),
+    Kind.RESTORE: (*BRING_BACK, *CHANGE_OVER),
+    Kind.COPY: BRING_BACK,
+    Kind.SWITCH: CHANGE_OVER,
+    Kind.GO_BACK: CHANGE_OVER,
+    Kind.DROP: (Step("drop", "Remove the copy and its data", _above("drop"), commits=True),),
     Kind.PASSWORD: (Step("password", "Set a new admin password", password, commits=True),),
     Kind.DELETE: (
         Step("final", "Take a final backup", final_backup),

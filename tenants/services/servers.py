@@ -162,6 +162,16 @@ def reset_admin_password(*, actor: Any, server: Server, generation: int | None =
         return _save(actor, "server.password", locked, before)
 
 
+@transaction.atomic
+def adopt_version(*, actor: Any, server: Server, version: str) -> Server:
+    """Want the version that data from a backup go with. Nothing is refused: it is what runs there already."""
+    locked, before = _locked(server, None, alive=False)
+    if locked.version == version:
+        return locked
+    locked.version = version
+    return _save(actor, "server.restored_version", locked, before)
+
+
 def _label(name: str) -> str:
     try:
         return names.server_label(name)

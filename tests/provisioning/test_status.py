@@ -114,9 +114,31 @@ def test_table(situation: Situation, phase: str, reason: str) -> None:
     assert verdict[2] or phase == "ready", "every reason has a sentence"
 
 
-@pytest.mark.parametrize("kind", [kind for kind in Operation.Kind if kind != Operation.Kind.PASSWORD])
+BESIDE = ("restore", "copy", "switch", "go-back", "drop")
+"""Kinds that work beside the server until they stop it."""
+
+
+@pytest.mark.parametrize("kind", [kind for kind in Operation.Kind if kind not in ("password", *BESIDE)])
 def test_every_kind_says_what_goes_on(kind: str) -> None:
     running = Situation(
         applied_mode=RUNNING, seen=seen(), checked=True, operation=operation(kind, "running", started=NOW)
     )
     assert evaluate(running) == DOING[kind]
+
+
+@pytest.mark.parametrize("kind", BESIDE)
+@pytest.mark.parametrize("state", ["running", "failed"])
+def test_a_server_is_ready_whatever_becomes_of_what_is_brought_back_beside_it(kind: str, state: str) -> None:
+    aside = operation(kind, state, error="The store is away.", error_code="StoreAway")
+    assert evaluate(Situation(applied_mode=RUNNING, seen=seen(), checked=True, operation=aside))[0] == "ready"
+
+
+@pytest.mark.parametrize("kind", ["restore", "switch", "go-back"])
+def test_while_data_are_exchanged_that_is_what_is_said(kind: str) -> None:
+    stopped = seen(running=False)
+    now = Situation(applied_mode=RUNNING, seen=stopped, checked=True, operation=operation(kind, "running"))
+    assert evaluate(now)[1] == "Restoring"
+    failed = operation(kind, "failed", error="The disk is full.", error_code="DiskFull")
+    now = Situation(applied_mode=RUNNING, seen=stopped, checked=True, operation=failed)
+    assert evaluate(now)[:2] == ("degraded", "DiskFull")
+    assert "The server is stopped" in evaluate(now)[2]
