@@ -1,7 +1,7 @@
 # `make run` and `make test` do all their own set-up. `make` alone lists the rest.
 .SHELLFLAGS := -ec
 .DEFAULT_GOAL := help
-.PHONY: help run manage test lint smoke chaos bench cluster operator-image operator-faults e2e-node fuzz coverage-security clean hooks venv venv-dev
+.PHONY: help run manage test lint smoke chaos bench cluster operator-image backup-image operator-faults e2e-node fuzz coverage-security clean hooks venv venv-dev
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,6 +20,7 @@ NODES ?= 3
 # What builds an image from a Containerfile; podman and docker take the same words.
 BUILDER ?= buildah
 OPERATOR_IMAGE := var/operator-image
+BACKUP_IMAGE := var/backup-image
 PYTEST ?=
 RUNS ?= 1000000
 SEED ?= 1
@@ -73,6 +74,14 @@ operator-image: venv  ## Make the operator's image for a cluster: make operator-
 	@$(BIN)/python -m provisioning.operator.image.context $(OPERATOR_IMAGE)
 	@$(BUILDER) build --build-arg BASE=$(BASE) --tag $(IMAGE) --file $(OPERATOR_IMAGE)/Containerfile $(OPERATOR_IMAGE)
 	@rm -rf $(OPERATOR_IMAGE)
+
+backup-image: venv  ## Make the backup engine's image for a cluster: make backup-image BASE=... IMAGE=... (docs/kubernetes.md)
+	@test -n "$(BASE)" -a -n "$(IMAGE)" || { echo "Say what it stands on and what it is called: make backup-image" \
+		"BASE=<an image with Python 3.11 and PostgreSQL's clients> IMAGE=<its name>. Nothing was made."; exit 2; }
+	@rm -rf $(BACKUP_IMAGE)
+	@$(BIN)/python -m backups.engine.image.context $(BACKUP_IMAGE)
+	@$(BUILDER) build --build-arg BASE=$(BASE) --tag $(IMAGE) --file $(BACKUP_IMAGE)/Containerfile $(BACKUP_IMAGE)
+	@rm -rf $(BACKUP_IMAGE)
 
 operator-faults: venv-dev  ## Many injected faults and kills for the operator: make operator-faults FAULTS=100 KILLS=10
 	@$(BIN)/python -m tests.prepare --no-browser
