@@ -14,11 +14,16 @@ class Rate:
         self._free_at = time.monotonic()
         self._lock = threading.Lock()
 
+    def set(self, rate: float | None) -> None:
+        """Bound them anew, from the next bytes on."""
+        with self._lock:
+            self._rate = rate
+
     def spend(self, count: int, halt: threading.Event) -> None:
         """Wait until that many bytes may go, or until `halt` is set."""
-        if self._rate is None:
-            return
         with self._lock:
+            if self._rate is None:
+                return
             now = time.monotonic()
             begin = max(self._free_at, now)
             self._free_at = begin + count / self._rate

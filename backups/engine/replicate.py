@@ -2,6 +2,7 @@
 
     report = Replication(first, second).turn()      # copies what lacks; call it again and again
     Replication(second, first).turn()               # repairs a first store that was lost
+    Replication(first, second, seconds=60).turn()   # begins no further object after a minute
 
 Nothing is remembered that can't be seen again, so it may be killed at any moment and goes on where it was. Data come
 first, then the manifests of media runs, the moments, and at last the restore points, each only when everything that it
@@ -13,8 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -22,7 +24,21 @@ from datetime import UTC, datetime, timedelta
 from backups.engine import manifest, names
 from backups.engine.coverage import Coverage
 from backups.engine.database import lsn
-from backups.engine.manifest import ManifestError, MediaRun, Moment, Point, Ref
+from backups.engine.lacking import (
+    Compared,
+    Fault,
+    Lag,
+    Manifest,
+    Report,
+    Shown,
+    compare,
+    differs,
+    kind_of,
+    lag_of,
+    order_of,
+    refs,
+)
+from backups.engine.manifest import ManifestError, Moment, Point, Ref
 from backups.engine.rate import Rate
 from backups.engine.stores.base import NoSuchObject, ObjectExists, Store, Stored, StoreError
 
@@ -32,57 +48,23 @@ SETTLED = timedelta(minutes=15)
 one that the other store lost, whose checksum an old manifest knows."""
 MOST_HELD = 64 * 2**20
 """Bytes of manifests in memory; those beyond it are the next turn's."""
+MOST_MANIFESTS = 2000
+"""The same for their number: with a store far away each takes its time."""
 _ENDING = {"StoreAway", "StoreFull", "StoreDenied", "StoreMissing", "StoreMisused"}
 """What the next object would meet too."""
-_KINDS: tuple[tuple[str, type[Point | Moment | MediaRun]], ...] = (
-    (names.MEDIA_RUNS, MediaRun),
-    ("/moments/", Moment),
-    (names.POINTS, Point),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """One object that could not be copied, and what that means."""
-
-    name: str
-    code: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Lag:
-    """What the second store lacks. `seconds` is the age of the oldest of it; 0 where it lacks nothing."""
-
-    objects: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
-
-
-@dataclass
-class Report:
-    """What one turn did."""
-
-    copied: int = 0
-    bytes: int = 0
-    faults: list[Fault] = field(default_factory=list)
-    waiting: list[str] = field(default_factory=list)
-    """Manifests that were not copied, because something that they name is not there yet."""
-    stopped: StoreError | None = None
-    """Why the turn ended before its end; what lacks is copied by the next one."""
-    before: Lag = Lag()
-    after: Lag = Lag()
 
 
 @dataclass(slots=True)
 class _Plan:
     """What lacks, and what is known of it."""
 
-    missing: dict[str, Stored]
+    missing: dict[str, Stored] = field(default_factory=dict)
     newest: datetime | None = None
     """When the source's newest manifest was written."""
+    cut: bool = False
+    """There are more manifests than one turn reads. Then only what those that were read name is copied."""
     expected: dict[str, Ref] = field(default_factory=dict)
-    manifests: list[tuple[str, bytes, Point | Moment | MediaRun]] = field(default_factory=list)
+    manifests: list[tuple[str, bytes, Manifest]] = field(default_factory=list)
     done: dict[str, Stored] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
 
@@ -90,14 +72,28 @@ class _Plan:
 class Replication:
     """Copies from `source` to `target`. `rate` bounds bytes a second, of all `workers` together; None: unbounded.
 
-    `turn` belongs to one thread. `stop` ends a turn from another: what is on its way is not kept.
+    A turn begins no further object when it has taken `seconds`, or begun `most` bytes; what it began it ends, and what
+    has become whole it shows, for as long again. `turn` belongs to one thread. `stop` ends a turn from another: what is
+    on its way is not kept.
     """
 
-    def __init__(self, source: Store, target: Store, *, workers: int = WORKERS, rate: float | None = None) -> None:
+    def __init__(
+        self,
+        source: Store,
+        target: Store,
+        *,
+        workers: int = WORKERS,
+        rate: float | None = None,
+        seconds: float | None = None,
+        most: int | None = None,
+    ) -> None:
         self._source = source
         self._target = target
         self._workers = workers
         self._rate = Rate(rate)
+        self._seconds = seconds
+        self._most = most
+        self._budget = _Budget(None, None)
         self._copied: dict[str, str] = {}
         """SHA-256 of what was copied before a manifest named it."""
         self._halt = threading.Event()
@@ -108,54 +104,50 @@ class Replication:
         self._asked_to_stop = True
         self._halt.set()
 
+    def pace(self, rate: float | None) -> None:
+        """Bound bytes a second anew, also of the turn that runs."""
+        self._rate.set(rate)
+
     def lag(self) -> Lag:
         """Return what the target lacks, by listings alone."""
-        missing, _, _ = self._compare()
-        return _lag(missing.values())
+        return lag_of(compare(self._source, self._target).missing.values())
 
     def turn(self) -> Report:
         """Copy everything that the target lacks now. Never raises `StoreError`: `Report.stopped` says what ended it."""
-        report = Report()
+        report, plan = Report(), _Plan()
         if not self._asked_to_stop:
             self._halt.clear()
-        plan = _Plan({})
+        self._budget = _Budget(self._seconds, self._most)
         try:
-            plan.missing, plan.newest, differing = self._compare()
-            report.before = _lag(plan.missing.values())
-            report.faults += [_differs(name) for name in differing]
+            self._begin(compare(self._source, self._target), plan, report)
             self._read_manifests(plan, report)
             self._explain(plan, report)
             self._copy_data(plan, report)
+            self._budget = _Budget(self._seconds, None)
             self._copy_manifests(plan, report)
         except StoreError as error:
             report.stopped = error
         except _Halted:
             report.stopped = StoreError("The copy to the other store was ended before its end.")
+        for name in plan.done:
+            report.target.note(name)
         left = [each for name, each in plan.missing.items() if name not in plan.done and name not in plan.gone]
-        report.after = _lag(left)
+        report.after = lag_of(left)
         return report
 
-    def _compare(self) -> tuple[dict[str, Stored], datetime | None, list[str]]:
-        """Walk both listings side by side; return what lacks, the newest manifest's time, and what differs in size."""
-        missing, differing, newest = dict[str, Stored](), list[str](), None
-        others = self._target.listing()
-        other = next(others, None)
-        for each in self._source.listing():
-            if _kind(each.name) and each.modified:
-                newest = max(newest or each.modified, each.modified)
-            while other is not None and other.name < each.name:
-                other = next(others, None)
-            if other is None or other.name != each.name:
-                missing[each.name] = each
-            elif other.size != each.size:
-                differing.append(each.name)
-        return missing, newest, differing
+    def _begin(self, found: Compared, plan: _Plan, report: Report) -> None:
+        plan.missing, plan.newest = found.missing, found.newest
+        report.listed = True
+        report.source, report.target_before = found.source, found.target
+        report.target = Shown(set(found.target.points), dict(found.target.moments))
+        report.before = lag_of(plan.missing.values())
+        report.faults += [differs(name) for name in found.differing]
 
     def _read_manifests(self, plan: _Plan, report: Report) -> None:
         """Read the manifests that lack, in the order in which they are copied, and what they name."""
-        wanted, held = deque(sorted(filter(_kind, plan.missing), key=_order)), 0
+        wanted, held = deque(sorted(filter(kind_of, plan.missing), key=order_of)), 0
         with ThreadPoolExecutor(self._workers) as pool:
-            while wanted and held < MOST_HELD:
+            while wanted and held < MOST_HELD and len(plan.manifests) < MOST_MANIFESTS:
                 some = [wanted.popleft() for _ in range(min(len(wanted), 2 * self._workers))]
                 for name, found in zip(some, pool.map(self._read, some), strict=True):
                     if found is None:
@@ -164,12 +156,13 @@ class Replication:
                         report.faults.append(found)
                     else:
                         plan.manifests.append((name, *found))
-                        plan.expected |= {ref.name: ref for ref in _refs(found[1])}
+                        plan.expected |= {ref.name: ref for ref in refs(found[1])}
                         held += len(found[0])
-        report.waiting += wanted
+        plan.cut = bool(wanted)
+        report.more |= plan.cut
 
-    def _read(self, name: str) -> tuple[bytes, Point | Moment | MediaRun] | Fault | None:
-        if (kind := _kind(name)) is None:
+    def _read(self, name: str) -> tuple[bytes, Manifest] | Fault | None:
+        if (kind := kind_of(name)) is None:
             return None
         try:
             data = b"".join(self._metered(name))
@@ -181,33 +174,39 @@ class Replication:
 
     def _explain(self, plan: _Plan, report: Report) -> None:
         """Find the checksums of old objects that the target lost: manifests that both sides have name them."""
-        if plan.newest is None:
+        if plan.newest is None or plan.cut:
             return
         old = plan.newest - SETTLED
         puzzling = {
             name
             for name, each in plan.missing.items()
-            if not _kind(name) and name not in plan.expected and each.modified and each.modified < old
+            if not kind_of(name) and name not in plan.expected and each.modified and each.modified < old
         }
         if not puzzling:
             return
         known = {name for name, _, _ in plan.manifests}
-        others = [each.name for each in self._source.listing() if _kind(each.name) and each.name not in known]
+        others = [each.name for each in self._source.listing() if kind_of(each.name) and each.name not in known]
         for name in others:
             found = self._read(name)
             if isinstance(found, Fault):
                 report.faults.append(found)
             elif found is not None:
-                plan.expected |= {ref.name: ref for ref in _refs(found[1]) if ref.name in puzzling}
+                plan.expected |= {ref.name: ref for ref in refs(found[1]) if ref.name in puzzling}
 
     def _copy_data(self, plan: _Plan, report: Report) -> None:
         """Copy everything but manifests, the oldest first."""
-        data = [each for name, each in plan.missing.items() if not _kind(name)]
+        data = [
+            each for name, each in plan.missing.items() if not kind_of(name) and (name in plan.expected or not plan.cut)
+        ]
         data.sort(key=lambda each: (each.modified or datetime.min.replace(tzinfo=UTC), each.name))
 
         def copy(each: Stored) -> Stored | Fault | None:
             try:
+                if not self._budget.allows(each.size):
+                    raise _Enough
                 return self._copy(each.name, plan.expected.get(each.name))
+            except _Enough:
+                raise
             except _Halted:
                 raise
             except BaseException:
@@ -253,7 +252,7 @@ class Replication:
             size += len(piece)
             yield piece
         if ref and (size, digest.hexdigest()) != (ref.size, ref.sha256):
-            raise _Differs(_differs(name))
+            raise _Differs(differs(name))
 
     def _metered(self, name: str) -> Iterator[bytes]:
         for piece in self._source.get(name):
@@ -267,6 +266,9 @@ class Replication:
         stopped: set[str] = set()
         for name, data, found in plan.manifests:
             above = name.rpartition("/")[0] if isinstance(found, Moment) else name
+            if not self._budget.allows(0):
+                report.more = True
+                return
             try:
                 whole = above not in stopped and self._is_whole(found, plan, report)
             except NoSuchObject:
@@ -284,9 +286,9 @@ class Replication:
             report.copied += 1
             report.bytes += len(data)
 
-    def _is_whole(self, found: Point | Moment | MediaRun, plan: _Plan, report: Report) -> bool:
+    def _is_whole(self, found: Manifest, plan: _Plan, report: Report) -> bool:
         """Return whether the target has what a manifest names, with the right checksums."""
-        for ref in _refs(found):
+        for ref in refs(found):
             if ref.name in plan.gone and isinstance(found, Moment):
                 continue  # pieces of a segment that became whole meanwhile are removed
             if not self._has(ref, plan, report):
@@ -306,9 +308,9 @@ class Replication:
             there = plan.done.get(ref.name) or self._target.head(ref.name)
         except NoSuchObject:
             return False
-        right = there.size == ref.size and (bool(_kind(ref.name)) or self._is_verified(ref, there))
+        right = there.size == ref.size and (bool(kind_of(ref.name)) or self._is_verified(ref, there))
         if not right:
-            report.faults.append(_differs(ref.name))
+            report.faults.append(differs(ref.name))
         return right
 
     def _is_verified(self, ref: Ref, there: Stored) -> bool:
@@ -332,6 +334,31 @@ class _Halted(Exception):
     """Somebody asked for the end, or another object met what this one would meet too."""
 
 
+class _Enough(Exception):
+    """The turn has done what it was to do; the next one goes on."""
+
+
+class _Budget:
+    """What a turn may begin. Several threads share it."""
+
+    def __init__(self, seconds: float | None, most: int | None) -> None:
+        self._end = None if seconds is None else time.monotonic() + seconds
+        self._left = most
+        self._lock = threading.Lock()
+
+    def allows(self, size: int) -> bool:
+        """Return whether an object of that many bytes may be begun; the first always may, however large it is."""
+        if self._end is not None and time.monotonic() >= self._end:
+            return False
+        with self._lock:
+            if self._left is None:
+                return True
+            if self._left <= 0:
+                return False
+            self._left -= size
+            return True
+
+
 class _Differs(Exception):
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.text)
@@ -350,6 +377,9 @@ class _Ended:
     def take(self, name: str, result: Callable[[], Stored | Fault | None]) -> None:
         try:
             found = result()
+        except _Enough:
+            self._report.more = True
+            return
         except _Halted:
             self._halted = True
             return
@@ -370,45 +400,3 @@ class _Ended:
             raise self._error
         if self._halted:
             raise _Halted
-
-
-def _kind(name: str) -> type[Point | Moment | MediaRun] | None:
-    """Return which manifest a name is of, or None for data."""
-    if name.startswith(names.LINES):
-        return Moment if name.split("/")[2:3] == ["moments"] else None
-    return next((kind for prefix, kind in _KINDS if name.startswith(prefix)), None)
-
-
-def _order(name: str) -> tuple[int, str]:
-    kind = _kind(name)
-    return [each for _, each in _KINDS].index(kind) if kind else -1, name
-
-
-def _refs(found: Point | Moment | MediaRun) -> Iterator[Ref]:
-    """Yield what must be in a store before a manifest is."""
-    if isinstance(found, MediaRun):
-        yield from found.refs()
-        if found.previous is not None and found.chain:
-            yield found.previous
-        return
-    if isinstance(found, Moment):
-        yield from found.wal
-    else:
-        yield found.base
-        yield found.configuration
-    if found.media is not None:
-        yield found.media
-
-
-def _lag(missing: Iterable[Stored]) -> Lag:
-    now, some = datetime.now(UTC), list(missing)
-    oldest = min((each.modified for each in some if each.modified), default=now)
-    return Lag(len(some), sum(each.size for each in some), max((now - oldest).total_seconds(), 0.0) if some else 0.0)
-
-
-def _differs(name: str) -> Fault:
-    text = (
-        f"The two stores don't agree about {name}, or it is not what its manifest says. It was not copied, and what "
-        "needs it is not shown there. Verify both stores, and repair the one that is wrong."
-    )
-    return Fault(name, "StoreDamaged", text)

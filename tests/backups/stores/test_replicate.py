@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from backups.engine import names as where
-from backups.engine.replicate import Lag, Replication
+from backups.engine import replicate
+from backups.engine.lacking import Lag
+from backups.engine.replicate import Replication
 from backups.engine.stores.base import Finding, NoSuchObject, Store, Stored, StoreError
 from backups.engine.stores.folder import FolderStore
 from tests.backups.s3_servers import S3Server, open_store
@@ -337,6 +339,56 @@ def test_repair_after_the_first_is_lost(first: Troubled, second: Troubled, histo
     assert (report.faults, report.waiting, report.stopped) == ([], [], None)
     assert equal(second, fresh)
     assert equal(first, fresh)
+
+
+def test_a_turn_with_bounds_goes_on_where_it_ended(first: Troubled, second: Troubled, history: History) -> None:
+    turns, more = 0, True
+    while more:
+        report = Replication(first, second, most=1).turn()
+        assert (report.stopped, report.faults) == (None, [])
+        assert report.copied > 0, "the first object is copied, however large it is"
+        assert_whole(first, second)
+        more, turns = report.more, turns + 1
+        assert report.is_complete is not more
+    assert turns > 5
+    assert equal(first, second)
+
+
+def test_a_turn_without_time_begins_nothing(first: Troubled, second: Troubled, history: History) -> None:
+    report = Replication(first, second, seconds=0).turn()
+    assert (report.copied, report.more, report.is_complete) == (0, True, False)
+    assert names(second) == []
+
+
+def test_more_manifests_than_one_turn_reads(
+    first: Troubled, second: Troubled, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replicate, "MOST_MANIFESTS", 1)
+    replication = Replication(first, second, workers=1)
+    report = replication.turn()
+    assert report.more
+    named = "".join(read(second, name).decode() for name in names(second) if is_manifest(name))
+    assert all(f'"{name}"' in named or is_manifest(name) or name.startswith("media/") for name in names(second))
+    for _ in range(20):
+        report = replication.turn()
+    assert report.is_complete
+    assert equal(first, second)
+
+
+def test_it_tells_what_the_stores_show(first: Troubled, second: Troubled, history: History) -> None:
+    points = {name.removeprefix(where.POINTS) for name in names(first, where.POINTS)}
+    newest = max(name.rsplit("/", 1)[-1] for name in names(first, where.LINES) if "/moments/" in name)
+    report = Replication(first, second).turn()
+    assert report.source.points == report.target.points == points
+    assert report.source.moments == report.target.moments == {history.line: newest}
+    assert (report.target_before.points, report.target_before.moments) == (set(), {})
+
+
+def test_what_expiry_wrote_down_stays_in_its_store(first: Troubled, second: Troubled, history: History) -> None:
+    first.inner.put(f"{where.EXPIRY}{where.new_id()}", [b"{}"])
+    report = Replication(first, second).turn()
+    assert report.is_complete
+    assert names(second, where.EXPIRY) == []
 
 
 COPIER = """
