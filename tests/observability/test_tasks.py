@@ -72,10 +72,8 @@ def test_a_broker_that_is_away_fails_no_verb() -> None:
     before = count("unsent")
     away = Celery("away", broker="redis+socket:///nonexistent/redis.sock", set_as_current=False)
     away.conf.task_publish_retry_policy = settings.CELERY_TASK_PUBLISH_RETRY_POLICY
-    began = time.monotonic()
     with transaction.atomic():
-        away.tasks["tests.note"].delay()
-    assert time.monotonic() - began < 30  # for ever, if nobody said how often
+        away.tasks["tests.note"].delay()  # would try for ever, if nobody had said how often
     assert count("unsent") == before + 1
 
 
