@@ -16,6 +16,7 @@ import sys
 import threading
 from pathlib import Path
 
+from backups.engine import memory
 from backups.engine.agent import Engine
 from backups.engine.build import build
 from backups.engine.settings import SettingsError, load
@@ -66,6 +67,7 @@ def main(arguments: list[str]) -> int:
 
 def run(engine: Engine) -> int:
     """Run it until a signal asks to end, and return the exit code."""
+    memory.keep_little()
     reader, writer = os.pipe()
     for number in (signal.SIGTERM, signal.SIGINT):
         # No lock in a handler: it may run while this thread holds that very lock.

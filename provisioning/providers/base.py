@@ -179,9 +179,9 @@ class Provider(Protocol):
 
         The spec is the server's own but for the id: name, version, secrets. Returns at once; `recovering` tells the
         rest. It goes on by itself after a crash or a restart of the machine. Called again while it runs: it goes on
-        with the newer grant. After it failed or was cancelled: it is tried again. After it was done: the instance is stopped,
-        and what `request.settle` says is applied to whatever database it holds now, that of before an exchange too;
-        nothing is fetched. From before this returns until it is over, `recovering` says `running`.
+        with the newer grant. After it failed or was cancelled: it is tried again. After it was done: the instance is
+        stopped, and what `request.settle` says is applied to whatever database it holds now, that of before an exchange
+        too; nothing is fetched. From before this returns until it is over, `recovering` says `running`.
         """
 
     def recovering(self, instance: str) -> Recovering:

@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -42,6 +43,10 @@ class Stream:
         self._wait = 0.0
         self._ship_at = 0.0
         self._ship_wait = 0.0
+        self.wake: Callable[[], None] = lambda: None
+        """Called by any thread when somebody waits for the next `turn`."""
+        self.opened: Callable[[], None] = lambda: None
+        """Called when there is a line."""
 
     def turn(self) -> float:
         """Do what there is to do; return the seconds to wait. Raises what the parts raise."""
@@ -123,7 +128,7 @@ class Stream:
             if each != folder:
                 shutil.rmtree(each, ignore_errors=True)
         work = self._work
-        shipper = Shipper(work.vault, work.keys, work.memory, line, folder)
+        shipper = Shipper(work.vault, work.keys, work.memory, line, folder, lambda: self.wake())
         self.receiver = Receiver(
             work.postgres,
             work.settings.tools,
@@ -136,6 +141,7 @@ class Stream:
         self.shipper, self._resumed, self._look_at, self._ship_at = shipper, False, 0.0, 0.0
         self._rested = False
         work.progress.say("line", line=line.id, stored=lsn.text(line.stored))
+        self.opened()
 
     def _begin(self, session: Session, facts: Facts) -> Line:
         if self._began_at and time.monotonic() < self._began_at + self._wait:
@@ -155,6 +161,13 @@ class Stream:
         if facts.system != line.system:
             raise LineLostError(
                 "OtherDatabase", "The database is another one than this line's: its system identifier is not the same."
+            )
+        if facts.timeline < line.timeline or (slot is None and facts.timeline > line.timeline):
+            # A slot of before that would give WAL that this line has already had, and other.
+            raise LineLostError(
+                "OtherTimeline",
+                f"The database is on timeline {facts.timeline}, and what is stored on timeline {line.timeline}: it was "
+                "brought back to an earlier moment. A new line begins.",
             )
         _check_slot(slot)
         needed, spool = lsn.begin_of(line.stored), None

@@ -29,7 +29,7 @@ from backups.engine.media.build import name_key
 from backups.engine.names import SEGMENT_SIZE
 from backups.engine.objects import Vault
 from backups.engine.progress import Progress
-from backups.engine.restore import disk, plan, replay
+from backups.engine.restore import disk, plan
 from backups.engine.restore.database import Database
 from backups.engine.restore.errors import Cancelled, RestoreError
 from backups.engine.restore.folder import Folder, Reached
@@ -56,7 +56,7 @@ class Restore:
         self._opens = opens
         self._progress = progress
         self._stop = stop or threading.Event()
-        self._owner = replay.owner_of(request.tools)
+        self._owner = disk.owner_of(request.tools)
         self._data = Path(request.data)
         self._timed = _Clock()
 
@@ -132,7 +132,9 @@ class Restore:
         folder.state.point = point.id
         folder.save()
         if not folder.state.data:
-            disk.check_room(self._data, point.database_bytes + 2 * AHEAD * SEGMENT_SIZE)
+            media = point.media_bytes if self._request.media else 0
+            wanted = point.database_bytes + 2 * AHEAD * SEGMENT_SIZE + media
+            disk.check_room(self._data, wanted, spare=self._request.spare)
 
     def _say_plan(self, it: Plan, telling: Telling) -> None:
         point, window = it.need.point, it.window
@@ -193,7 +195,7 @@ class Restore:
                 ref.name: ref for chain in it.runs for run in chain for packs in run.packs for ref in packs.refs()
             }
             place = Path(self._request.media)
-            disk.check_room(place, sum(each.size for each in files.values()) // 2)
+            disk.check_room(place, sum(each.size for each in files.values()) // 2, spare=self._request.spare)
             fetch = MediaFetch(
                 self._vault,
                 _opens(self._opens),
@@ -265,13 +267,5 @@ def _evidence(it: Plan, request: Request, reached: Reached, settled: Settled | N
         "left_out_later": reached.stopped,
         "media_files": files,
         "media_hashed": bool(request.name_key_file),
-        "settled": None
-        if settled is None
-        else {
-            "sequences": settled.moved,
-            "ended_sessions": settled.ended_sessions,
-            "locked": settled.locked,
-            "deactivated": settled.deactivated,
-            "one_time_keys": settled.one_time_keys,
-        },
+        "settled": None if settled is None else settled.told,
     }

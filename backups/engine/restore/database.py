@@ -7,27 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import psycopg
-
 from backups.engine.contents import MANIFEST, ContentError
 from backups.engine.database import lsn
 from backups.engine.objects import Vault
-from backups.engine.restore import plan, replay
+from backups.engine.restore import disk, plan, replay
 from backups.engine.restore.errors import RestoreError
 from backups.engine.restore.fetch import Base, ahead
 from backups.engine.restore.folder import Folder, Reached
 from backups.engine.restore.plan import Plan
 from backups.engine.restore.replay import Server, TooShort
 from backups.engine.restore.request import Request, Settle
-from backups.engine.restore.settle import Settled, sequences, settle
+from backups.engine.restore.settle import Settled, connected, sequences, settle
 from backups.engine.restore.supply import Supply, WalDamaged
 from backups.engine.restore.telling import Telling
 from backups.engine.stores.base import StoreError
@@ -60,7 +57,7 @@ class Database:
         self._telling = telling
         self._timed = timed
         self._data = Path(request.data)
-        self._owner = replay.owner_of(request.tools)
+        self._owner = disk.owner_of(request.tools)
 
     def run(self) -> tuple[Reached, Settled | None]:
         """Do what is not done yet. Raises `RestoreError`, `StoreError`."""
@@ -133,7 +130,7 @@ class Database:
                 if replay.is_recovering(self._data):
                     return self._replay_once()
                 # It was promoted, and then its end was cut off: it comes up as after any crash.
-                with self._sockets() as sockets, self._server().running(sockets, None, {}) as server:
+                with self._folder.sockets() as sockets, self._server().running(sockets, None, {}) as server:
                     reached = server.await_ready(None)
                     server.end()
                     reached.stopped = not state.everything and (request.to is not None or bool(request.point))
@@ -153,7 +150,7 @@ class Database:
         to = None if state.everything else self._it.need.to
         options = replay.recovery(to, at_point=bool(self._request.point))
         supply = Supply(self._it, self._vault, self._opens, place, owner=self._owner, telling=self._telling)
-        with supply, self._sockets() as sockets, self._server().running(sockets, supply, options) as server:
+        with supply, self._folder.sockets() as sockets, self._server().running(sockets, supply, options) as server:
             reached = server.await_ready(supply)
             server.end()
         self._telling.add("wal", self._telling.totals["wal"])
@@ -170,41 +167,18 @@ class Database:
             )
         return reached
 
-    def _settle(self, wanted: Settle) -> Settled | None:
-        moment = self._it.need.to or self._it.need.point.at
-        with self._sockets() as sockets, self._server().running(sockets, None, {}) as server:
+    def _settle(self, wanted: Settle) -> Settled:
+        state = self._folder.state
+        state.moment = self._it.need.to or self._it.need.point.at
+        with self._folder.sockets() as sockets, self._server().running(sockets, None, {}) as server:
             server.await_ready(None)
-            try:
-                with psycopg.connect(
-                    host=str(server.sockets), user=self._request.superuser, dbname=wanted.database, autocommit=True
-                ) as connection:
-                    if not self._folder.state.sequences:
-                        self._folder.state.sequences = sequences(connection)
-                        self._folder.save()
-                    settled = settle(
-                        connection, wanted, before=self._folder.state.sequences, moment=moment, now=datetime.now(UTC)
-                    )
-            except psycopg.OperationalError as error:
-                raise RestoreError(
-                    f"The restored database does not take connections: {str(error).strip()} Nothing that ran before "
-                    "was touched.",
-                    code="SettleFailed",
-                ) from None
+            with connected(server, self._request, wanted) as connection:
+                if not state.sequences:
+                    state.sequences = sequences(connection)
+                    self._folder.save()
+                settled = settle(connection, wanted, before=state.sequences, moment=state.moment, now=datetime.now(UTC))
             server.end()
         return settled
 
     def _server(self) -> Server:
         return Server(self._data, self._folder.path, self._request.tools, self._stop)
-
-    @contextlib.contextmanager
-    def _sockets(self) -> Iterator[Path]:
-        """Give a folder for a socket. One that a killed call left is removed."""
-        if self._folder.state.sockets:
-            shutil.rmtree(self._folder.state.sockets, ignore_errors=True)
-        path = replay.new_sockets(self._request.tools)
-        self._folder.state.sockets = str(path)
-        self._folder.save()
-        try:
-            yield path
-        finally:
-            shutil.rmtree(path, ignore_errors=True)

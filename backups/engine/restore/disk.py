@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from backups.engine.restore.errors import RestoreError
+from backups.engine.settings import Tools
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -59,17 +61,33 @@ def failed(error: OSError, where: str) -> RestoreError:
     )
 
 
-def check_room(path: Path, wanted: int) -> None:
-    """Raise `RestoreError` where the disk surely has no room for `wanted` bytes more."""
+def check_room(path: Path, wanted: int, *, spare: int = 0) -> None:
+    """Raise `RestoreError` where the disk surely has no room for `wanted` bytes more and `spare` that stay free."""
     place = path
     while not place.exists():
         place = place.parent
     found = os.statvfs(place)
     free = found.f_bavail * found.f_frsize
-    if free < wanted:
+    if free < wanted + spare:
+        kept = f", of which {spare // 10**6} MB are kept for others" if spare else ""
         raise RestoreError(
-            f"The restore needs about {wanted // 10**6 + 1} MB on the disk of {path}, and {free // 10**6} MB are free. "
-            "Nothing was restored. Make room, or restore elsewhere.",
+            f"The restore needs about {wanted // 10**6 + 1} MB on the disk of {path}, and {free // 10**6} MB are free"
+            f"{kept}. Nothing was restored. Make room, or restore elsewhere.",
             code="DiskFull",
             retry=True,
         )
+
+
+def new_sockets(tools: Tools) -> Path:
+    """Make a short folder for a socket, closed to others."""
+    folder = Path(tempfile.mkdtemp(prefix="hearth-restore-", dir="/tmp"))  # a socket's path ends at 107 bytes
+    if (owner := owner_of(tools)) is not None:
+        os.chown(folder, *owner)
+    return folder
+
+
+def owner_of(tools: Tools) -> tuple[int, int] | None:
+    """Return whose the restored files are; None: ours."""
+    if tools.uid is None or os.geteuid() != 0:
+        return None
+    return tools.uid, tools.gid if tools.gid is not None else tools.uid

@@ -32,7 +32,7 @@ from backups.engine.media.build import name_key
 from backups.engine.media.index import File
 from backups.engine.objects import Vault
 from backups.engine.progress import Progress
-from backups.engine.restore import plan, replay
+from backups.engine.restore import disk, plan, replay
 from backups.engine.restore.command import Restore
 from backups.engine.restore.errors import Cancelled, RestoreError
 from backups.engine.restore.media import MediaFetch, ObjectDamaged
@@ -99,7 +99,7 @@ class Exporter:
         if everything:
             request = msgspec.structs.replace(request, configuration=str(self._into / "configuration"))
         Restore(request, self._vault.store, self._opens, self._progress, self._stop).run()
-        sockets = replay.new_sockets(request.tools)
+        sockets = disk.new_sockets(request.tools)
         server = Server(Path(request.data), Path(request.work), request.tools, self._stop)
         try:
             with server.running(sockets, None, {}):

@@ -12,13 +12,17 @@ import hashlib
 import os
 import shutil
 import threading
+from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from backups.engine.restore.disk import new_sockets
 from backups.engine.restore.errors import RestoreError
 from backups.engine.restore.request import Request
+from security.durable import replace_file
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -52,6 +56,8 @@ class State(msgspec.Struct, kw_only=True):
     everything: bool = False
     """There is no commit after the wanted moment: all that there is is replayed."""
     reached: Reached = msgspec.field(default_factory=Reached)
+    moment: datetime | None = None
+    """Of what was restored. Since then others may have seen what the database knows nothing of."""
     done: bool = False
     result: dict[str, Any] = {}
     """What was told when it was done."""
@@ -99,16 +105,20 @@ class Folder:
     def save(self) -> None:
         """Write the state, whole or not at all."""
         with self._saving:
-            self._save()
+            replace_file(self.path / "state.json", msgspec.json.encode(self.state))
 
-    def _save(self) -> None:
-        new = self.path / "state.new"
-        handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(msgspec.json.encode(self.state))
-            file.flush()
-            os.fsync(handle)
-        new.replace(self.path / "state.json")
+    @contextlib.contextmanager
+    def sockets(self) -> Iterator[Path]:
+        """Give a folder for a socket of a private PostgreSQL. One that a killed call left is removed."""
+        if self.state.sockets:
+            shutil.rmtree(self.state.sockets, ignore_errors=True)
+        path = new_sockets(self.request.tools)
+        self.state.sockets = str(path)
+        self.save()
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
     def wipe(self, path: Path) -> None:
         """Remove what an earlier call left."""
@@ -130,7 +140,9 @@ class Folder:
         before = None
         with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
             before = msgspec.json.decode((self.path / "state.json").read_bytes(), type=State)
-        if before is not None and (before.wanted, before.boot) == (self.state.wanted, self.state.boot):
+        # What was done was synced before it was said to be done.
+        valid = before is not None and (before.done or before.boot == self.state.boot)
+        if before is not None and valid and before.wanted == self.state.wanted:
             self.state = before
             return
         data, media = Path(self.request.data), Path(self.request.media or os.devnull)

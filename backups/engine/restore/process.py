@@ -16,6 +16,7 @@ from typing import Any
 
 from backups.engine.build import Hearth, open_store
 from backups.engine.progress import Progress
+from backups.engine.restore.again import settle_again
 from backups.engine.restore.command import Restore
 from backups.engine.restore.errors import Cancelled, RestoreError
 from backups.engine.restore.export import Export, Exporter
@@ -48,6 +49,13 @@ def export(path: Path) -> int:
         return run_export(wanted, under_grant(wanted.request), progress)
     except RestoreError as error:
         return _failed(progress, error)
+
+
+def settle(path: Path) -> int:
+    """Apply what a file's request says once more to what it restored, and return the exit code. Asks for no keys."""
+    progress = Progress()
+    stop = _stopped_by_signals()
+    return _told(progress, lambda: settle_again(load(path), progress, stop))
 
 
 def run(request: Request, ask: Ask, progress: Progress) -> int:

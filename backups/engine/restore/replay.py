@@ -13,7 +13,6 @@ import re
 import shutil
 import signal
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from backups.engine.database import lsn
+from backups.engine.restore.disk import owner_of
 from backups.engine.restore.errors import Cancelled, RestoreError
 from backups.engine.restore.folder import Reached
 from backups.engine.restore.supply import Supply
@@ -249,21 +249,6 @@ def version(tools: Tools) -> int:
             code="WrongVersion",
         )
     return int(found[1]) * 10000 + int(found[2])
-
-
-def new_sockets(tools: Tools) -> Path:
-    """Make a short folder for a socket, closed to others."""
-    folder = Path(tempfile.mkdtemp(prefix="hearth-restore-", dir="/tmp"))  # a socket's path ends at 107 bytes
-    if (owner := owner_of(tools)) is not None:
-        os.chown(folder, *owner)
-    return folder
-
-
-def owner_of(tools: Tools) -> tuple[int, int] | None:
-    """Return whose the restored files are; None: ours."""
-    if tools.uid is None or os.geteuid() != 0:
-        return None
-    return tools.uid, tools.gid if tools.gid is not None else tools.uid
 
 
 def command_of(name: str, words: tuple[str, ...], tools: Tools, *, death: int = signal.SIGKILL) -> Command:

@@ -22,9 +22,9 @@ Device = tuple[str, str]
 
 
 class Since(Part, frozen=True, kw_only=True):
-    """What the living server says of now; it is applied to what is restored. `since.sql` asks for just this.
+    """What the living server says of now; it is applied to what is restored. None: nobody could be asked.
 
-    None: nobody could be asked.
+    `provisioning/providers/since.sql` asks for just this.
     """
 
     locked: tuple[User, ...] | None = None
@@ -79,6 +79,8 @@ class Request(Part, frozen=True, kw_only=True):
     """With it each media file is compared with its keyed hash."""
     tools: Tools = Tools()
     """PostgreSQL's programs; their user gets data and media."""
+    spare: int = 0
+    """Bytes of the disk that must stay free for others."""
     superuser: str = "postgres"
     hearth: HearthAt | None = None
     grant: uuid.UUID | None = None

@@ -16,12 +16,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from psycopg import Cursor, sql
 
 from backups.engine.restore.errors import RestoreError
-from backups.engine.restore.request import Settle
+from backups.engine.restore.replay import Server
+from backups.engine.restore.request import Request, Settle
 
 SCRIPT = Path(__file__).with_name("settle.sql")
 A_SECOND, MARGIN = 10_000, 1_000_000
@@ -62,6 +64,33 @@ class Settled:
     locked: int
     deactivated: int
     one_time_keys: int
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """It as evidence."""
+        return {
+            "sequences": self.moved,
+            "ended_sessions": self.ended_sessions,
+            "locked": self.locked,
+            "deactivated": self.deactivated,
+            "one_time_keys": self.one_time_keys,
+        }
+
+
+@contextlib.contextmanager
+def connected(server: Server, request: Request, wanted: Settle) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
+    """Give a connection to the database of a private PostgreSQL, or raise `RestoreError`."""
+    try:
+        with psycopg.connect(
+            host=str(server.sockets), user=request.superuser, dbname=wanted.database, autocommit=True
+        ) as connection:
+            yield connection
+    except psycopg.OperationalError as error:
+        raise RestoreError(
+            f"The restored database does not take connections: {str(error).strip()} Nothing that ran before was "
+            "touched.",
+            code="SettleFailed",
+        ) from None
 
 
 def sequences(connection: psycopg.Connection[tuple[object, ...]]) -> dict[str, int]:

@@ -17,11 +17,11 @@ import pytest
 
 from backups.engine import agent as engine_agent
 from backups.engine.database import stream
-from backups.engine.restore import settle as settling
 from backups.engine.restore.request import Settle
 from backups.engine.settings import Settings, Tools
 from provisioning.matrix import Homeserver as Client
 from provisioning.matrix import MatrixError, json_web_token
+from provisioning.providers import base
 from provisioning.providers.local.agent.files import load_units
 from provisioning.providers.local.keys import verify_key
 from provisioning.providers.local.paths import runtime_dir
@@ -31,7 +31,7 @@ from tests.backups.restore.conftest import Server
 from tests.local.conftest import Agent, Homeserver, agent
 
 __all__ = ["agent"]
-SINCE = Path(settling.__file__).with_name("since.sql")
+SINCE = Path(base.__file__).with_name("since.sql")
 
 
 class Person:

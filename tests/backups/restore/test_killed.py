@@ -90,7 +90,7 @@ def test_a_full_disk_is_told_and_gone_on_from(
         request = server.request(to=busy.moment)
         with monkeypatch.context() as patch:
             if not seen_before:
-                patch.setattr(disk, "check_room", lambda *_: None)
+                patch.setattr(disk, "check_room", lambda *_, **__: None)
             error = _refusal(server, request)
         assert (error.code, error.retry) == ("DiskFull", True)
         assert "Make room" in str(error)

@@ -22,9 +22,10 @@ from typing import Any
 from provisioning.providers.base import ProviderError
 from provisioning.providers.local import postgres
 from provisioning.providers.local.agent.database import SUPERUSER
-from provisioning.providers.local.agent.files import write, write_bytes
+from provisioning.providers.local.agent.files import write
 from provisioning.providers.local.agent.folder import Folder
 from provisioning.providers.local.processes import Command, Unit
+from security.durable import replace_file
 
 ROLE = "hearth_backup"
 """backup.sql names it."""
@@ -57,7 +58,7 @@ class Backup:
         files = _files(wanted)
         self._make()
         for name, data in files.items():
-            write_bytes(self.path / name, data)
+            replace_file(self.path / name, data)
         write(self.path / "wanted.json", text)
         return True
 

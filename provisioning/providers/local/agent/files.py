@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from security.durable import sync_folder
+from security.durable import replace_file
 
 UNIT = "unit.json"
 REMOVED = ".removed-"
@@ -63,26 +61,7 @@ def load_units(servers: Path) -> Iterator[UnitFile]:
 
 def write(path: Path, text: str, *, mode: int = 0o600, gid: int | None = None) -> None:
     """Replace a file as a whole, durably, with that mode and group from its first moment in place."""
-    write_bytes(path, text.encode(), mode=mode, gid=gid)
-
-
-def write_bytes(path: Path, data: bytes, *, mode: int = 0o600, gid: int | None = None) -> None:
-    """As `write`, for what is no text."""
-    number, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(number, "wb") as file:
-            file.write(data)
-            if gid is not None:
-                os.fchown(file.fileno(), -1, gid)
-            os.fchmod(file.fileno(), mode)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink()
-        raise
-    sync_folder(path.parent)
+    replace_file(path, text.encode(), mode=mode, gid=gid)
 
 
 class Tombstones:
