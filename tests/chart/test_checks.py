@@ -23,8 +23,8 @@ KINDS: dict[str, Callable[..., dict[str, Any]]] = {
     "managed": values.managed,
 }
 SUSPENDED = {"suspended": {"message": "Please pay."}}
-BACKUP = {"backup": {"enabled": True, "image": "images.example/agent:1"}}
-CASES = [(name, extra) for name in KINDS for extra in ({}, SUSPENDED, BACKUP)]
+BACKUP = {"backup": values.BACKUP}
+CASES = [(name, extra) for name in KINDS for extra in ({}, SUSPENDED, BACKUP) if (name, extra) != ("managed", BACKUP)]
 cases = pytest.mark.parametrize(
     ("name", "extra"), CASES, ids=[f"{name}-{next(iter(more), '')}" for name, more in CASES]
 )

@@ -72,7 +72,11 @@ WRONG: dict[str, tuple[Spec, str]] = {
         {"workers": {"streamWriters": {"typing": True}}, "redis": {"managed": {"host": "r"}}},
         "A plain Ingress can't send typing notices to their writer",
     ),
-    "backups without an agent": ({"backup": {"enabled": True}}, "The backup agent needs an image"),
+    "backups without an agent": ({"backup": {"enabled": True}}, "Backups need backup.image, backup.secret"),
+    "backups of a managed database": (
+        {"backup": values.BACKUP, "database": {"cluster": None, "managed": {"host": "db.example"}}},
+        "Only a database cluster can be backed up",
+    ),
     "compatible with the future": ({"synapse": {"compatVersion": 95}}, "compatVersion can't be above schemaVersion"),
     "a release that is too old": (
         {"synapse": {"releaseSchemaVersion": 83}},

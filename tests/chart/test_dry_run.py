@@ -23,9 +23,10 @@ SERVERS: dict[str, Callable[..., dict[str, Any]]] = {
 
 @pytest.fixture
 def restricted(new_namespace: Callable[..., str], api: Api) -> str:
-    """A namespace as Hearth makes it, with the account that the chart's pods have."""
+    """A namespace as Hearth makes it, with the accounts that the chart's pods have."""
     name = new_namespace(**RESTRICTED)
-    api.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "synapse", "namespace": name}})
+    for account in ("synapse", "backup-agent"):
+        api.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": account, "namespace": name}})
     return name
 
 
@@ -55,10 +56,17 @@ def apply(api: Api, each: Object, *, dry_run: bool = True) -> Object:
     return dict(answer.json())
 
 
+EXTRAS: dict[str, dict[str, Any]] = {
+    "": {},
+    "suspended": {"suspended": {"message": "x"}},
+    "backed up": {"backup": values.BACKUP},
+}
+
+
 @pytest.mark.parametrize(
-    "extra", [{}, {"suspended": {"message": "x"}}, {"backup": {"enabled": True, "image": "a/b:1"}}]
+    ("name", "extra"),
+    [(name, extra) for name in SERVERS for label, extra in EXTRAS.items() if (name, label) != ("managed", "backed up")],
 )
-@pytest.mark.parametrize("name", SERVERS)
 def test_all_objects_and_pods_are_taken(name: str, extra: dict[str, Any], restricted: str, api: Api) -> None:
     spec = SERVERS[name](priorityClass=None, **extra)
     rendered = render(spec, namespace=restricted, uid="")

@@ -334,7 +334,7 @@ def test_no_secret_is_in_a_config_map() -> None:
 
 def test_one_budget_for_each_pod() -> None:
     """Two budgets over one pod would stop every drain."""
-    extras: list[Object] = [{}, {"suspended": {}}, {"backup": {"enabled": True, "image": "a/b:1"}}]
+    extras: list[Object] = [{}, {"suspended": {}}, {"backup": values.BACKUP}]
     for extra in extras:
         rendered = render(values.workers(**extra))
         for name, pod in rendered.pods().items():

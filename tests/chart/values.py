@@ -19,6 +19,16 @@ IMAGES = {
 }
 """An example's names: nothing can be pulled from there."""
 
+BACKUP = {
+    "enabled": True,
+    "image": "images.example/hearth-backup:1",
+    "secret": {"revision": "b1"},
+    "issuerRef": {"name": "hearth-internal"},
+    "storage": {"size": "3Gi", "class": "encrypted"},
+    "egress": {"ports": [443, 18000]},
+}
+"""What makes a server be backed up."""
+
 
 def monolith(**changes: Any) -> dict[str, Any]:
     """Return the smallest server that Hearth sells: one Synapse process, one PostgreSQL, media on S3."""

@@ -55,6 +55,13 @@
   annotations: {summary: A replica of the database of {{ $.Values.spec.serverName }} is more than 30 s behind, description: A failover now would take longer or lose what is missing.}
 {{- end }}
 {{- end }}
+{{- if .Values.spec.backup.enabled }}
+- alert: MatrixBackupsStopped
+  expr: kube_deployment_status_replicas_ready{ {{- $here }},deployment="backup-agent"} == 0
+  for: 1h
+  labels: {{ $labels }}critical}
+  annotations: {summary: "{{ .Values.spec.serverName }} is not backed up", description: The condition BackupReady of its MatrixServer says why. What is stored stays.}
+{{- end }}
 - alert: MatrixVolumeFull
   expr: kubelet_volume_stats_available_bytes{ {{- $here }}} / kubelet_volume_stats_capacity_bytes{ {{- $here }}} < 0.1
   for: 5m
