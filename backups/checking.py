@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from django.db import transaction
+from django.db.models import Q
 
 from backups.engine import verify
 from backups.engine.catalogue import Catalogue
-from backups.models import Proof, RestorePoint, Shelf
+from backups.models import Drill, Proof, RestorePoint, Shelf
 from backups.policies import policy_of
 from backups.shelves import is_first
 
@@ -16,6 +17,8 @@ SHOWN = 20
 State = RestorePoint.State
 KEPT = timedelta(days=396)
 """Evidence is kept for 13 months."""
+DAMAGED_POINTS = "damaged_restore_points"
+"""Where a proof's evidence names all restore points that it found damaged."""
 
 
 def known_points(shelf: Shelf) -> frozenset[str]:
@@ -54,7 +57,7 @@ def _write(shelf: Shelf, report: verify.Report, begun: datetime, ended: datetime
             "objects": report.objects,
             "bytes": report.bytes,
             "restore_points": len(report.sound) + len(report.hit),
-            "damaged_restore_points": list(report.hit[:SHOWN]),
+            DAMAGED_POINTS: list(report.hit[:SHOWN]),
             "damaged_objects": count,
             "damage": [{"name": each.name, "kind": each.kind, "text": each.text} for each in damage],
         },
@@ -72,11 +75,17 @@ def _mark(shelf: Shelf, report: verify.Report, at: datetime) -> None:
     sound = rows.filter(identity__in=report.sound)
     sound.update(listed=at)
     # What came back (a disk that is mounted again) is whole again, unless somebody read it and found it damaged.
-    read = Proof.objects.filter(server=shelf.server, result=Proof.Result.FAILED).exclude(kind=Proof.Kind.LISTING)
-    sound.filter(state=State.DAMAGED).exclude(identity__in=read.values("point")).update(state=State.WHOLE, damage="")
+    failed = Proof.objects.filter(server=shelf.server, result=Proof.Result.FAILED).exclude(kind=Proof.Kind.LISTING)
+    read = {each for told in failed.values_list("evidence", flat=True) for each in told.get(DAMAGED_POINTS, ())}
+    sound.filter(state=State.DAMAGED).exclude(identity__in=read).update(state=State.WHOLE, damage="")
 
 
 def forget_old(at: datetime, *, at_once: int = 10_000) -> int:
     """Remove evidence older than 13 months; return how much."""
-    old = Proof.objects.filter(begun__lt=at - KEPT).order_by("begun").values_list("pk", flat=True)[:at_once]
-    return Proof.objects.filter(pk__in=list(old)).delete()[0]
+    gone = Q(instance__isnull=True) | Q(removed__isnull=False)
+    old = Proof.objects.filter(gone, begun__lt=at - KEPT, drill=None).exclude(result="").order_by("begun")
+    count = Proof.objects.filter(pk__in=list(old.values_list("pk", flat=True)[:at_once])).delete()[0]
+    for drill in Drill.objects.filter(ended__lt=at - KEPT):
+        if not drill.proofs.filter(instance__isnull=False, removed__isnull=True).exists():
+            count += drill.delete()[0]  # with its proofs
+    return count

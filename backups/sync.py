@@ -90,7 +90,8 @@ def _take_line(server: Server, told: LineReport) -> None:
     row.begun = told.begun or row.begun
     row.until = latest([row.until, told.until])
     row.ended = told.ended or row.ended
-    row.save(update_fields=["begun", "until", "ended"])
+    row.moments = max(row.moments, told.moments)
+    row.save(update_fields=["begun", "until", "ended", "moments"])
 
 
 def _take_order(server: Server, told: OrderReport) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import uuid
+
 from django.utils import timezone
 
 from backups import alerts, checking, expiring, orders, shelves
+from backups.proofs import drills, ends, schedule, turns
 from observability.tasks import task
 
+
+SOON = 5.0
+"""Seconds within which a proof is looked at again by its own message; after longer the clock finds it."""
 
 @task()
 def order_due() -> None:
@@ -29,6 +35,25 @@ def look_through(pk: int) -> None:
 
 
 @task()
+@task()
+def prove_due() -> None:
+    """Have proofs carried out: those that are due are made, and each that is open gets a turn."""
+    schedule.plan_missing()
+    drills.move_on()
+    schedule.place_due()
+    ends.sweep()
+    for pk in schedule.due_now():
+        prove.delay(str(pk))
+
+
+@task()
+def prove(pk: str) -> None:
+    """Take one turn of a recovery test or a full read."""
+    wait = turns.run(uuid.UUID(pk))
+    if wait is not None and wait <= SOON:
+        prove.apply_async((pk,), countdown=wait)
+
+
 def observe() -> None:
     """Find what is wrong with backups, whatever engines say of themselves, and tell who has to know."""
     alerts.observe()

@@ -242,7 +242,7 @@ class Engine:
                 if not each.told
             ]
             if (line := state.line) is not None:
-                lines.append(LineReport(id=line.id, begun=line.begun, until=line.until))
+                lines.append(LineReport(id=line.id, begun=line.begun, until=line.until, moments=line.number))
             taking = self._taking
             orders = list(state.orders)
             if taking is not None:

@@ -38,6 +38,8 @@ class LineReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Every commit up to here lies in the store."""
     ended: str = ""
     """Why it ended, such as `SlotLost`; empty while it is written."""
+    moments: int = 0
+    """How many moments of it are stored; 0 where that is not told. The store alone could not say that one is gone."""
 
 
 class OrderReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

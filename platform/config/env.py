@@ -236,6 +236,28 @@ SETTINGS: tuple[Setting, ...] = (
         check=_address,
     ),
     Setting(
+        "HEARTH_RECOVERY_TESTS",
+        "int",
+        1,
+        "Recovery tests that a region carries out at the same time, drills aside; 0 begins none, and then each that is "
+        "due is told as missed.",
+        check=_between(0, 100),
+    ),
+    Setting(
+        "HEARTH_FULL_READS",
+        "int",
+        1,
+        "Restore points that are read to the last byte at the same time, by all workers together.",
+        check=_between(1, 100),
+    ),
+    Setting(
+        "HEARTH_FULL_READ_MBPS",
+        "int",
+        50,
+        "Megabytes a second that a worker reads at most for that.",
+        check=_between(1, 10_000),
+    ),
+    Setting(
         "HEARTH_INTERNAL_PORT",
         "int",
         0,

@@ -1,0 +1,120 @@
+"""How a proof ends: its result and the end of its grant in one write, then the throw-away instance goes.
+
+Whatever happens to the worker in between, the row still names the instance, and `sweep` removes it.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from datetime import timedelta
+from typing import Any
+
+from django.db import transaction
+from django.db.models import Q
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from audit.services import SYSTEM, record
+from backups.models import RestorePoint, ServerBackups
+from backups.proofs.leases import Lease
+from backups.proofs.models import Proof
+from provisioning.fleet import provider_for
+from provisioning.leases import from_now
+from provisioning.providers.base import ProviderError
+from security.datakeys import grants
+
+AGAIN = timedelta(hours=1)
+"""When a proof that gave way is tried again."""
+SWEPT_AT_ONCE = 20
+ADDRESS = "address"
+"""Where the instance answered: of use while it runs, evidence of nothing."""
+log = logging.getLogger(__name__)
+
+
+def end(lease: Lease, result: str, summary: str, **columns: Any) -> None:
+    """Write down how a proof ended, and end its grant. Its instance is removed afterwards."""
+    proof = lease.proof
+    columns["evidence"] = {
+        key: value for key, value in columns.get("evidence", proof.evidence).items() if key != ADDRESS
+    }
+    with lease.write(result=result, summary=summary, ended=timezone.now(), lease_until=None, step="", **columns):
+        _revoke(proof, f"the proof ended: {result}")
+        after = {"result": result, "point": proof.point, "rto_seconds": proof.rto_seconds}
+        organisation = proof.server.organisation_id
+        record(actor=SYSTEM, verb="backups.proof", object=proof, organisation_id=organisation, after=after)
+        if result == Proof.Result.PASSED:
+            _mark(proof)
+    remove_instance(proof)
+
+
+def revoke(lease: Lease, reason: str) -> None:
+    """End the grant: from here on nothing more is opened for this proof."""
+    if lease.proof.grant is not None:
+        with lease.write(grant=None):
+            _revoke(lease.proof, reason)
+
+
+def give_way(server_id: uuid.UUID, why: str) -> int:
+    """Have the proofs of a server stop at once, because something more important needs its backups. Return how many.
+
+    They are tried again by themselves. Cheap where there is none; safe to call again.
+    """
+    count = 0
+    for proof in Proof.objects.filter(server=server_id, result="", fence__gt=0).exclude(step="begin"):
+        with transaction.atomic():
+            # The fence rises: the worker that is at it can write nothing more.
+            again = {"step": "begin", "fence": proof.fence + 1, "lease_until": None, "lease_owner": ""}
+            rows = Proof.objects.filter(pk=proof.pk, result="", fence=proof.fence)
+            if not rows.update(**again, grant=None, failures=0, run_after=from_now(AGAIN)):
+                continue
+            _revoke(proof, why)
+            count += 1
+    return count
+
+
+def remove_instance(proof: Proof) -> bool:
+    """Remove the throw-away instance of a proof that has ended. False: not yet, the sweep tries again."""
+    if proof.instance is None or proof.removed is not None:
+        return True
+    try:
+        if proof.region is not None:
+            fence = proof.fence + 1  # above whatever its last worker still sends
+            provider_for(proof.region).remove(str(proof.instance), fence=fence, progress=lambda _: None)
+    except ProviderError as error:
+        log.warning("The instance %s of a proof can't be removed yet: %s", proof.instance, error)
+        return False
+    Proof.objects.filter(pk=proof.pk, instance=proof.instance).update(removed=Now())
+    return True
+
+
+def sweep() -> int:
+    """Remove the instances of proofs that ended while nobody could; return how many. Reads one small index."""
+    over = ~Q(result="") | Q(step="begin")  # ended, or gave way
+    rows = Proof.objects.filter(over, instance__isnull=False, removed__isnull=True)
+    return sum(map(remove_instance, rows.select_related("region").order_by("ended")[:SWEPT_AT_ONCE]))
+
+
+def mark_damaged(server_id: uuid.UUID, damage: dict[str, str]) -> None:
+    """Say of restore points (identity to what is wrong) that they can't be brought back whole."""
+    rows = RestorePoint.objects.filter(server=server_id).exclude(state=RestorePoint.State.GONE)
+    for identity, text in damage.items():
+        rows.filter(identity=identity).update(state=RestorePoint.State.DAMAGED, damage=text)
+
+
+def read_soon(server_id: uuid.UUID) -> None:
+    """Have every byte read: something was damaged, and which restore points that concerns has to be found."""
+    now = timezone.now()
+    later = Q(next_reading__gt=now) | Q(next_reading__isnull=True)
+    ServerBackups.objects.filter(later, server=server_id).update(next_reading=now)
+
+
+def _mark(proof: Proof) -> None:
+    field = {Proof.Kind.READING: "read", Proof.Kind.RECOVERY: "proved"}.get(Proof.Kind(proof.kind))
+    if field and proof.point:
+        RestorePoint.objects.filter(server=proof.server_id, identity=proof.point).update(**{field: proof.begun})
+
+
+def _revoke(proof: Proof, reason: str) -> None:
+    if proof.grant is not None:
+        grants.revoke(SYSTEM, proof.grant, reason=reason)

@@ -1,0 +1,123 @@
+"""Taking a proof, keeping it, and writing to it only while it is ours.
+
+As with operations (`provisioning.leases`), but the fence rises only when somebody takes over from a worker that was
+lost: a proof is handed back and taken again every few seconds, and what it began under its fence (a grant, a
+recovery) goes on meanwhile. All times are the database's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from django.db import DatabaseError, connection, transaction
+from django.db.models import BigIntegerField, Case, F, Q, Value, When
+from django.db.models.functions import Now
+
+from backups.proofs.models import Proof
+from provisioning.leases import FURTHEST, from_now
+
+LEASE, RENEW_EVERY = timedelta(seconds=60), 10.0
+TURN_LIMIT = 12 * 3600.0
+"""Seconds after which a turn that never ends loses its lease. A full read is one turn."""
+log = logging.getLogger(__name__)
+
+
+class LeaseLostError(Exception):
+    """Somebody else has this proof now. Stop, and say nothing: it is theirs."""
+
+
+def due() -> Q:
+    """Match the proofs that a worker may take now."""
+    free = Q(lease_until__isnull=True) | Q(lease_until__lt=Now()) | Q(lease_until__gt=from_now(FURTHEST))
+    return Q(result="", run_after__lte=Now()) & free
+
+
+def claim(pk: uuid.UUID) -> Lease | None:
+    """Take a proof if it is due and free, or return None."""
+    owner = f"{socket.gethostname()[:40]}/{os.getpid()}/{uuid.uuid4().hex[:12]}"
+    taken_over = When(lease_until__isnull=False, then=F("fence") + 1)
+    taken = Proof.objects.filter(due(), pk=pk).update(
+        fence=Case(taken_over, When(fence=0, then=Value(1)), default=F("fence"), output_field=BigIntegerField()),
+        lease_owner=owner,
+        lease_until=from_now(LEASE),
+    )
+    if not taken:
+        return None
+    proof = Proof.objects.select_related("server", "store", "region", "drill").get(pk=pk)
+    return Lease(proof=proof, owner=owner) if proof.lease_owner == owner else None
+
+
+@dataclass
+class Lease:
+    """The right to work on one proof, as long as nobody took it over or ended it. `proof` is as it was last written."""
+
+    proof: Proof
+    owner: str
+
+    @property
+    def fence(self) -> int:
+        return self.proof.fence
+
+    @contextmanager
+    def write(self, **changes: Any) -> Iterator[None]:
+        """Open a transaction that commits only while the lease is ours, and write these columns in it."""
+        with transaction.atomic():
+            if not self._mine().update(**{"lease_until": from_now(LEASE), **changes}):
+                raise LeaseLostError
+            yield
+        for name, value in changes.items():
+            setattr(self.proof, name, value)
+
+    def set(self, **changes: Any) -> None:
+        """Write these columns."""
+        with self.write(**changes):
+            pass
+
+    def hand_back(self, after: timedelta) -> None:
+        """Let it be taken again, by whoever comes first."""
+        self._mine().update(lease_until=None, lease_owner="", run_after=from_now(after))
+
+    @contextmanager
+    def kept(self) -> Iterator[threading.Event]:
+        """Renew in the background while the block runs. Gives an event that is set when the lease is lost."""
+        finished, lost = threading.Event(), threading.Event()
+        name = f"proof-{self.proof.pk}"
+        keeper = threading.Thread(target=self._keep, args=(finished, lost), name=name, daemon=True)
+        keeper.start()
+        try:
+            yield lost
+        finally:
+            finished.set()
+            keeper.join()
+
+    def _keep(self, finished: threading.Event, lost: threading.Event) -> None:
+        try:
+            for _ in range(int(TURN_LIMIT / RENEW_EVERY)):
+                if finished.wait(RENEW_EVERY):
+                    return
+                if not self._renewed():
+                    break
+            lost.set()
+        finally:
+            connection.close()
+
+    def _renewed(self) -> bool:
+        try:
+            return bool(self._mine().update(lease_until=from_now(LEASE)))
+        except DatabaseError:
+            # The next round may reach the database again; if not, the lease ends and another worker goes on.
+            log.warning("The lease of proof %s was not renewed.", self.proof.pk, exc_info=True)
+            connection.close()
+            return True
+
+    def _mine(self) -> Any:
+        return Proof.objects.filter(pk=self.proof.pk, fence=self.proof.fence, lease_owner=self.owner, result="")

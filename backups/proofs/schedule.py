@@ -1,0 +1,126 @@
+"""When proofs are due: recovery tests by each server's policy, a full read once a week, both spread by server id.
+
+Level-triggered: `ServerBackups.next_proof` and `next_reading` say what is due. A recovery test is begun only where its
+region has room, so what can't be carried out stays due, gets late, and is told (`backups.alerts`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from django.conf import settings
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from audit.services import record
+from backups.models import Policy, RegionStores, RestorePoint, ServerBackups
+from backups.policies import policy_of
+from backups.proofs import leases
+from backups.proofs.models import Proof
+from tenants.errors import Refused
+from tenants.models import Server
+
+READING_DAYS = 7
+AT_ONCE = 200
+AGAIN = timedelta(hours=1)
+"""People may ask for a test of a server once an hour: it is a whole restore."""
+EPOCH = datetime(2020, 1, 1, tzinfo=UTC)
+Kind = Proof.Kind
+
+
+def next_of(kind: str, policy: Policy, server: uuid.UUID, after: datetime) -> datetime:
+    """Return the first moment later than `after` of the server's own schedule: every few days, at its own second."""
+    every = timedelta(days=policy.prove_days if kind == Kind.RECOVERY else READING_DAYS)
+    share = int.from_bytes(hashlib.sha256(kind.encode() + server.bytes).digest()[:4], "big") / 2**32
+    start = EPOCH + every * share
+    return start + every * ((after - start) // every + 1)
+
+
+def plan_missing() -> int:
+    """Give servers that have a restore point their first dates; return how many."""
+    now, made = timezone.now(), 0
+    for kind, column in ((Kind.RECOVERY, "next_proof"), (Kind.READING, "next_reading")):
+        rows = ServerBackups.objects.filter(**{f"{column}__isnull": True}, reported__isnull=False)
+        for row in rows.filter(server__deleted__isnull=True).select_related("server")[:AT_ONCE]:
+            when = next_of(kind, policy_of(row.server), row.pk, now)
+            made += ServerBackups.objects.filter(pk=row.pk, **{f"{column}__isnull": True}).update(**{column: when})
+    return made
+
+
+def place_due() -> int:
+    """Make the proofs that are due, as far as there is room; return how many. Reads small indexes."""
+    found = 0
+    for stores in RegionStores.objects.select_related("region"):
+        busy = Proof.objects.filter(kind=Kind.RECOVERY, drill=None, region=stores.region, result="").count()
+        free = int(settings.HEARTH["HEARTH_RECOVERY_TESTS"]) - busy
+        found += _place(Kind.RECOVERY, "next_proof", stores, max(free, 0))
+        reading = Proof.objects.filter(kind=Kind.READING, result="").count()
+        found += _place(
+            Kind.READING, "next_reading", stores, max(int(settings.HEARTH["HEARTH_FULL_READS"]) - reading, 0)
+        )
+    return found
+
+
+def due_now() -> list[uuid.UUID]:
+    """Return the proofs that a worker may take a turn of, the longest waiting first; a drill in its own order."""
+    rows = Proof.objects.filter(leases.due()).order_by("run_after", "place")
+    return list(rows.values_list("pk", flat=True)[:AT_ONCE])
+
+
+@transaction.atomic
+def prove_now(actor: Any, *, server: Server) -> Proof:
+    """Have a recovery test take place as soon as there is room. Refused where there is nothing, or one just was."""
+    points = RestorePoint.objects.filter(server=server, state=RestorePoint.State.WHOLE)
+    if server.deleted or server.desired == Server.Desired.DELETED or not points.exists():
+        raise Refused("There is no whole restore point yet that could be tried out. Nothing was begun.")
+    rows = Proof.objects.filter(server=server, kind=Kind.RECOVERY)
+    if rows.filter(result="").exists():
+        raise Refused("A recovery test of this server is in progress already.")
+    if rows.filter(begun__gt=timezone.now() - AGAIN).exists():
+        raise Refused("A recovery test took place within the last hour. Ask again later; nothing was begun.")
+    proof = make(server, Kind.RECOVERY)
+    if proof is None:
+        raise Refused("A recovery test of this server is in progress already.")
+    record(actor=actor, verb="backups.prove", object=proof, organisation_id=server.organisation_id)
+    return proof
+
+
+def make(server: Server, kind: str, **columns: Any) -> Proof | None:
+    """Make a proof that waits for a worker; None where one of its kind is open for this server."""
+    now = timezone.now()
+    try:
+        with transaction.atomic():
+            return Proof.objects.create(server=server, kind=kind, step="begin", begun=now, run_after=now, **columns)
+    except IntegrityError:
+        return None
+
+
+def _place(kind: str, column: str, stores: RegionStores, free: int) -> int:
+    if not free:
+        return 0
+    now = timezone.now()
+    rows = ServerBackups.objects.filter(**{f"{column}__lte": now}, server__region=stores.region.code)
+    found = rows.filter(server__deleted__isnull=True).order_by(column).values_list("pk", flat=True)
+    made = 0
+    for pk in found[:AT_ONCE].iterator():
+        made += _place_one(pk, kind, column, stores)
+        if made >= free:
+            break
+    return made
+
+
+@transaction.atomic
+def _place_one(pk: uuid.UUID, kind: str, column: str, stores: RegionStores) -> int:
+    now = timezone.now()
+    rows = ServerBackups.objects.select_for_update(skip_locked=True, of=("self",)).select_related("server")
+    row = rows.filter(pk=pk, **{f"{column}__lte": now}).first()
+    if row is None:
+        return 0  # another worker is at it
+    when = next_of(kind, policy_of(row.server), row.pk, now)
+    ServerBackups.objects.filter(pk=pk).update(**{column: when})
+    if row.server.desired != Server.Desired.RUNNING:
+        return 0  # it rests, and nobody waits for proof of it
+    return 1 if make(row.server, kind, region=stores.region) else 0
