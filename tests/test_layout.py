@@ -1,8 +1,12 @@
-"""The rules of the repository's layout (docs/architecture.md) that a machine can hold."""
+"""The rules of the repository's layout (docs/architecture.md) that a machine can hold.
+
+`make lint` holds two more: no import goes up a layer, and no migration is missing.
+"""
 
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import os
 import re
@@ -34,6 +38,7 @@ CLIENTS = {
     "boto3": ("backups/engine/stores/connection.py",),
     "botocore": ("backups/engine/stores/connection.py",),
 }
+pytestmark = pytest.mark.xdist_group("layout")  # all files are read once
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}"}
 
 
@@ -44,9 +49,15 @@ def tracked(suffix: str = "") -> list[Path]:
     return [ROOT / name for name in done.stdout.splitlines() if name.endswith(suffix) and (ROOT / name).is_file()]
 
 
+@functools.cache
+def parsed(path: Path) -> tuple[ast.AST, ...]:
+    """Return every node of a file. Reading all files is most of these tests."""
+    return tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 def imports(path: Path) -> Iterator[str]:
     """Yield every module that a file imports, inside functions too."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in parsed(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
@@ -78,14 +89,6 @@ def test_the_standard_librarys_platform_is_still_itself() -> None:
     assert done.stdout.startswith("Linux ")
     assert str(ROOT / "platform") not in done.stdout
     assert importlib.import_module("platform").system() == "Linux"
-
-
-def test_layers() -> None:
-    program = Path(sys.executable).with_name("lint-imports")
-    done = subprocess.run(
-        [program, "--no-cache"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout
 
 
 def test_no_import_inside_a_function_hides_a_way_up() -> None:
@@ -137,12 +140,6 @@ def test_every_file_that_locks_packages_leaves_the_registry_open() -> None:
         assert not pattern.search((ROOT / name).read_text(encoding="utf-8")), name
 
 
-def test_no_migration_is_missing() -> None:
-    words = [sys.executable, "-W", "ignore", "manage.py", "makemigrations", "--check", "--dry-run"]
-    done = subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def test_no_file_and_no_function_is_too_long() -> None:
     """A file past about 400 lines becomes a package; a function past about 40 lines is two functions."""
     long = []
@@ -152,7 +149,7 @@ def test_no_file_and_no_function_is_too_long() -> None:
         text = path.read_text(encoding="utf-8")
         if text.count("\n") > 440:
             long.append(f"{path.relative_to(ROOT)}: {text.count(chr(10))} lines")
-        for node in ast.walk(ast.parse(text)):
+        for node in parsed(path):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 length = (node.end_lineno or node.lineno) - node.lineno + 1
                 if length > 48:
@@ -160,7 +157,6 @@ def test_no_file_and_no_function_is_too_long() -> None:
     assert long == []
 
 
-@pytest.mark.xdist_group("layout")
 def test_tests_of_one_group_run_in_one_process(request: pytest.FixtureRequest) -> None:
     """They share folders and servers. pytest-xdist hands a group on in a test's name, and a newer pytest forgets it."""
     spread = bool(request.config.getoption("loadgroup", default=False))
