@@ -10,9 +10,9 @@ from backups import alerts, checking, expiring, orders, shelves
 from backups.proofs import drills, ends, schedule, turns
 from observability.tasks import task
 
-
 SOON = 5.0
 """Seconds within which a proof is looked at again by its own message; after longer the clock finds it."""
+
 
 @task()
 def order_due() -> None:
@@ -35,7 +35,6 @@ def look_through(pk: int) -> None:
 
 
 @task()
-@task()
 def prove_due() -> None:
     """Have proofs carried out: those that are due are made, and each that is open gets a turn."""
     schedule.plan_missing()
@@ -54,6 +53,7 @@ def prove(pk: str) -> None:
         prove.apply_async((pk,), countdown=wait)
 
 
+@task()
 def observe() -> None:
     """Find what is wrong with backups, whatever engines say of themselves, and tell who has to know."""
     alerts.observe()
