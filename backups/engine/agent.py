@@ -84,6 +84,7 @@ class Engine:
         self._moment = Loop("moments", self.moments.turn, stop, faults)
         self._point = Loop("points", self._take_due, stop, faults, longest=POINT_WAIT)
         self._sync = Loop("sync", self._tell, stop, faults)
+        self.stream.wake, self.stream.opened = self._wal.wake.set, self._point.wake.set
 
     def run(self) -> list[str]:
         """Back up until `stop`; return what hangs in a call that nothing can interrupt.

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
-import tarfile
 from collections.abc import Iterable, Iterator
-from typing import IO, Any, cast
+from typing import Any
 
 import google_crc32c
 import msgspec
 import zstandard
 
+from backups.engine.archive import ArchiveError, members
 from backups.engine.coverage import Piece
 from backups.engine.names import SEGMENT_SIZE
 
@@ -34,30 +34,34 @@ class ContentError(Exception):
     """What is in an object is not right. The text is for a person."""
 
 
+def unpacked(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes]:
+    """Yield the plain bytes of a zstd frame that comes in pieces. Raises `ContentError`."""
+    unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
+    for piece in pieces:
+        # A little at a time: 4 KiB can be 128 MiB of zeros.
+        for at in range(0, len(piece), _LITTLE):
+            try:
+                found = unpacker.decompress(piece[at : at + _LITTLE])
+            except zstandard.ZstdError as error:
+                raise ContentError(f"Its compressed stream is broken ({error}).") from None
+            if found:
+                yield found
+    if not unpacker.eof or unpacker.unused_data:
+        raise ContentError("Its compressed stream has no end, or more than one.")
+
+
 class Unpacked(io.RawIOBase):
-    """Reads the plain bytes of zstd frames that come in pieces."""
+    """Reads the plain bytes of a zstd frame that comes in pieces."""
 
     def __init__(self, pieces: Iterable[bytes | memoryview]) -> None:
-        self._pieces = iter(pieces)
-        self._unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
-        self._packed = self._rest = memoryview(b"")
+        self._plain = unpacked(pieces)
+        self._rest = memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, target: Any, /) -> int:
-        while not self._rest:
-            try:
-                # A little at a time: 4 KiB can be 128 MiB of zeros.
-                self._packed = self._packed or memoryview(bytes(next(self._pieces)))
-                self._rest = memoryview(self._unpacker.decompress(self._packed[:_LITTLE]))
-                self._packed = self._packed[_LITTLE:]
-            except StopIteration:
-                if not self._unpacker.eof or self._unpacker.unused_data:
-                    raise ContentError("Its compressed stream has no end, or more than one.") from None
-                return 0
-            except zstandard.ZstdError as error:
-                raise ContentError(f"Its compressed stream is broken ({error}).") from None
+        self._rest = self._rest or memoryview(next(self._plain, b""))
         view = memoryview(target).cast("B")
         size = min(len(view), len(self._rest))
         view[:size], self._rest = self._rest[:size], self._rest[size:]
@@ -69,28 +73,30 @@ def check_base(pieces: Iterable[bytes | memoryview], system: str) -> tuple[int, 
 
     Each file's size and CRC-32C, and that none is missing or too many, as pg_verifybackup does.
     """
-    stream = Unpacked(pieces)
     found: dict[str, tuple[int, int]] = {}
-    listed = b""
+    listed, crc = bytearray(), 0
     try:
-        with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|", bufsize=_READ) as archive:
-            for member in archive:
-                if not member.isreg():
-                    continue
-                file = cast("IO[bytes]", archive.extractfile(member))
-                name = member.name.removeprefix("./")
-                if name == MANIFEST:
-                    if member.size > _LARGEST_MANIFEST:
-                        raise ContentError("Its manifest is larger than one can be.")
-                    listed = file.read()
-                else:
-                    found[name] = member.size, _crc(file)
-        while stream.read(_READ):
-            pass
-    except (tarfile.TarError, UnicodeDecodeError) as error:
-        raise ContentError(f"Its archive is broken ({error}).") from None
-    check_files(found, listed, system)
+        for member, piece in members(unpacked(pieces)):
+            name = member.name.removeprefix("./")
+            if member.kind != "file":
+                continue
+            if name == MANIFEST:
+                check_manifest_size(member.size)
+                listed += piece or b""
+            elif piece is not None:
+                crc = google_crc32c.extend(crc, bytes(piece))
+            else:
+                found[name], crc = (member.size, crc), 0
+    except ArchiveError as error:
+        raise ContentError(f"Its archive is broken: {error}.") from None
+    check_files(found, bytes(listed), system)
     return len(found), sum(size for size, _ in found.values())
+
+
+def check_manifest_size(size: int) -> None:
+    """Raise `ContentError` for a manifest that would not fit into memory."""
+    if size > _LARGEST_MANIFEST:
+        raise ContentError("Its manifest is larger than one can be.")
 
 
 def check_files(found: dict[str, tuple[int, int]], listed: bytes, system: str) -> None:
@@ -171,15 +177,3 @@ def _compare(found: dict[str, tuple[int, int]], listed: dict[str, _Entry]) -> No
     more = {name for name in found.keys() - listed.keys() - _NOT_LISTED if not name.startswith("pg_wal/")}
     if more:
         raise ContentError(f"{min(more)} is in its archive, and not in its manifest.")
-
-
-def _crc(file: IO[bytes]) -> int:
-    found = 0
-    for piece in _pieces(file):
-        found = google_crc32c.extend(found, piece)
-    return found
-
-
-def _pieces(file: IO[bytes]) -> Iterator[bytes]:
-    while piece := file.read(_READ):
-        yield piece

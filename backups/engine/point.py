@@ -6,7 +6,7 @@ import time
 import uuid
 from datetime import datetime
 
-from backups.engine import configuration, manifest, names
+from backups.engine import configuration, manifest, memory, names
 from backups.engine.database import lsn
 from backups.engine.database.base import Base, BaseError, Taker
 from backups.engine.database.stream import Stream
@@ -49,6 +49,7 @@ class Points:
         at = self._await_wal(base)
         point = self._point(identity, kind=kind, line=line, base=base, kept=kept, at=at)
         self._store(point, line, key, time.monotonic() - began)
+        memory.give_back()
         return point
 
     def _line(self) -> Line:

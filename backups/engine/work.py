@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
+from backups.engine import memory
 from backups.engine.database.postgres import Postgres
 from backups.engine.faults import Faults
 from backups.engine.keys import Keys
@@ -62,4 +63,7 @@ class Work:
         if self.media is None:
             return None
         with self.media_turn:
-            return self.media.run(at=at, full=full)
+            found = self.media.run(at=at, full=full)
+            if found.new_bytes:
+                memory.give_back()
+            return found

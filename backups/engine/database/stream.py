@@ -128,7 +128,7 @@ class Stream:
             if each != folder:
                 shutil.rmtree(each, ignore_errors=True)
         work = self._work
-        shipper = Shipper(work.vault, work.keys, work.memory, line, folder, lambda: self.wake())
+        shipper = Shipper(work.vault, work.keys, work.memory, line, folder, wake=self.wake)
         self.receiver = Receiver(
             work.postgres,
             work.settings.tools,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,13 +39,16 @@ class LineLostError(Exception):
 class Shipper:
     """Stores the WAL of one line. Its methods are called by one thread, `reach` by any."""
 
-    def __init__(self, vault: Vault, keys: Keys, memory: Memory, line: Line, folder: Path) -> None:
+    def __init__(
+        self, vault: Vault, keys: Keys, memory: Memory, line: Line, folder: Path, *, wake: Callable[[], None]
+    ) -> None:
         self.line = line
         self.folder = folder
         self.waiting_bytes = 0
         self._vault = vault
         self._keys = keys
         self._memory = memory
+        self._wake = wake
         self._moved = threading.Condition()
         self._wanted: list[int] = []
         self._gap_since = 0.0
@@ -60,6 +63,7 @@ class Shipper:
         """Wait until all WAL before `place` is stored; False when it is not after `seconds`, or the line ended."""
         with self._moved:
             self._wanted.append(place)
+            self._wake()
             try:
                 self._moved.wait_for(lambda: self._ended or self.line.stored >= place, seconds)
             finally:

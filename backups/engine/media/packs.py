@@ -35,7 +35,7 @@ LEVEL = 3
 WORTH = 0.97
 """Compressed to less than this it is kept so. Pictures, videos and what clients encrypted do not shrink."""
 TRIES = 3
-_SAMPLE = 1 << 20
+_SAMPLE = 1 << 17
 _PERSON = b"hearth media 1"
 
 
@@ -141,18 +141,16 @@ class Packer:
         packer, at = zstandard.ZstdCompressor(level=LEVEL), 0
         for path, _ in files:
             with _Reading(self, path, found, most=2 * ALONE) as reading:
-                data = b"".join(reading.pieces())
+                data = list(reading.pieces())
                 digest = reading.keep()
                 if digest in found.contents or not self._is_new(digest, task):
                     continue
-                packed = packer.compress(data)
-                kept = packed if len(packed) < WORTH * len(data) else data
-                if data:
-                    found.contents[digest] = Content(len(data), name, at, len(kept), kept is packed)
-                    at += len(kept)
-                    yield kept
-                else:
-                    found.contents[digest] = Content(0, "", 0, 0, packed=False)
+                kept = _packed(packer, data)
+                length = sum(map(len, kept or data))
+                place = name if length else ""
+                found.contents[digest] = Content(reading.size, place, at if length else 0, length, kept is not None)
+                at += length
+                yield from kept or data
 
     def _large(self, task: int, name: str, path: str, found: Stored, *, perhaps: bool) -> Iterator[bytes]:
         # A large file is read twice only where one of its size is stored.
@@ -255,6 +253,18 @@ class _Reading:
     def _left(self) -> _Skip:
         self._found.unsettled.add(self._path)
         return _Skip()
+
+
+def _packed(packer: zstandard.ZstdCompressor, data: list[bytes]) -> list[bytes] | None:
+    """Return a file's contents compressed, or None where that is not worth it."""
+    size = sum(map(len, data))
+    if size > _SAMPLE:  # most of what is large does not shrink: a little from its middle tells
+        sample = data[(len(data) - 1) // 2][:_SAMPLE]
+        if len(packer.compress(sample)) >= WORTH * len(sample):
+            return None
+    stream = packer.compressobj(size=size)
+    packed = [*map(stream.compress, data), stream.flush()]
+    return packed if sum(map(len, packed)) < WORTH * size else None
 
 
 def _tasks(files: Iterable[tuple[str, Seen]]) -> Iterator[list[tuple[str, Seen]]]:

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import os
 import queue
-import tarfile
 import threading
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path, PurePosixPath
-from typing import IO, cast
 
 import google_crc32c
 
-from backups.engine.contents import MANIFEST, ContentError, Unpacked, check_files
+from backups.engine.archive import ArchiveError, Member, members
+from backups.engine.contents import MANIFEST, ContentError, check_files, check_manifest_size, unpacked
 from backups.engine.restore.disk import create, write_all
 from backups.engine.restore.errors import Cancelled
+from backups.engine.restore.writeback import Writeback
 
-_AHEAD = 8
+_AHEAD = 4
 _WAIT = 0.2
-_READ = 1 << 20
-_LARGEST_MANIFEST = 1 << 30
 
 
 def ahead(
@@ -94,41 +92,34 @@ class Base:
 
     def write(self, pieces: Iterable[bytes], system: str) -> tuple[int, int]:
         """Write all of it and return files and bytes. Raises `ContentError` unless it is what PostgreSQL wrote."""
-        stream = Unpacked(pieces)
         found: dict[str, tuple[int, int]] = {}
-        listed = b""
+        writing: _Writing | None = None
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|", bufsize=_READ) as archive:
-                for member in archive:
-                    name = _checked(member.name)
-                    if member.isdir():
-                        self._make(name)
-                    elif member.isreg():
-                        file = cast("IO[bytes]", archive.extractfile(member))
-                        found[name] = self._file(name, member, file)
-                        if name == MANIFEST:
-                            listed = self._manifest(found.pop(name)[0])
-                    else:
-                        raise ContentError(f"{member.name!r} in its archive is neither a file nor a folder.")
-            while stream.read(_READ):
-                pass
-        except (tarfile.TarError, UnicodeDecodeError) as error:
-            raise ContentError(f"Its archive is broken ({error}).") from None
-        check_files(found, listed, system)
+            for member, piece in members(unpacked(pieces)):
+                if member.kind != "file":
+                    self._make(_checked(member))
+                    continue
+                writing = writing or self._begin(member)
+                if piece is not None:
+                    writing.add(piece)
+                else:
+                    found[_checked(member)] = member.size, writing.end()
+                    writing = None
+        except ArchiveError as error:
+            raise ContentError(f"Its archive is broken: {error}.") from None
+        finally:
+            if writing is not None:
+                writing.end()
+        size, _ = found.pop(MANIFEST, (0, 0))
+        check_manifest_size(size)
+        check_files(found, (self._folder / MANIFEST).read_bytes() if size else b"", system)
         return len(found), sum(size for size, _ in found.values())
 
-    def _file(self, name: str, member: tarfile.TarInfo, file: IO[bytes]) -> tuple[int, int]:
+    def _begin(self, member: Member) -> _Writing:
+        name = _checked(member)
         self._make(str(PurePosixPath(name).parent))
-        handle = create(self._folder / name, member.mode, self._owner)
-        crc = 0
-        try:
-            while piece := file.read(_READ):
-                crc = google_crc32c.extend(crc, piece)
-                write_all(handle, piece)
-        finally:
-            os.close(handle)
-        return member.size, crc
+        return _Writing(create(self._folder / name, member.mode, self._owner))
 
     def _make(self, name: str) -> None:
         if name in {".", ""} or name in self._made:
@@ -140,15 +131,31 @@ class Base:
             os.chown(path, *self._owner)
         self._made.add(name)
 
-    def _manifest(self, size: int) -> bytes:
-        if size > _LARGEST_MANIFEST:
-            raise ContentError("Its manifest is larger than one can be.")
-        return (self._folder / MANIFEST).read_bytes()
+
+class _Writing:
+    """One file on its way to the disk, and its CRC-32C."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+        self._writeback = Writeback(handle)
+        self._crc = 0
+
+    def add(self, piece: memoryview) -> None:
+        self._crc = google_crc32c.extend(self._crc, bytes(piece))
+        write_all(self._handle, piece)
+        self._writeback.wrote(len(piece))
+
+    def end(self) -> int:
+        self._writeback.end()
+        os.close(self._handle)
+        return self._crc
 
 
-def _checked(name: str) -> str:
-    """Return a member's path below the data folder. Raises `ContentError` for one that leads out of it."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\0" in name or len(path.parts) > 20:
-        raise ContentError(f"{name!r} in its archive leads out of the folder.")
+def _checked(member: Member) -> str:
+    """Return a member's path below the data folder. Raises `ContentError` for one that does not belong there."""
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts or "\0" in member.name or len(path.parts) > 20:
+        raise ContentError(f"{member.name!r} in its archive leads out of the folder.")
+    if not member.kind:
+        raise ContentError(f"{member.name!r} in its archive is neither a file nor a folder.")
     return str(path)

@@ -26,6 +26,7 @@ from backups.engine.objects import Vault
 from backups.engine.restore.disk import create, write_all
 from backups.engine.restore.errors import Cancelled
 from backups.engine.restore.telling import Telling
+from backups.engine.restore.writeback import Writeback
 from backups.engine.stores.base import StoreError
 from security.streams import StreamError
 
@@ -181,17 +182,20 @@ class _Writing:
         self._name_key = name_key
         self._hash = keyed(name_key)
         self._handle = create(path, 0o600, owner)
+        self._writeback = Writeback(self._handle)
 
     def add(self, piece: bytes | memoryview) -> None:
         try:
             if self._name_key:
                 self._hash.update(piece)
             write_all(self._handle, piece)
+            self._writeback.wrote(len(piece))
         except BaseException:
             os.close(self._handle)
             raise
 
     def finish(self, file: File) -> None:
+        self._writeback.end()
         os.close(self._handle)
         if self._name_key and self._hash.digest() != file.hash:
             raise MediaError(f"{file.path} is not the file that was stored.", code="MediaDamaged")

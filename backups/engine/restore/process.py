@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from backups.engine import memory
 from backups.engine.build import Hearth, open_store
 from backups.engine.progress import Progress
 from backups.engine.restore.again import settle_again
@@ -60,6 +61,7 @@ def settle(path: Path) -> int:
 
 def run(request: Request, ask: Ask, progress: Progress) -> int:
     """Restore, with keys from `ask`, until the end or a signal. Return the exit code."""
+    memory.keep_little()
     stop = _stopped_by_signals()
     return _told(
         progress,

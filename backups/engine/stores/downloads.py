@@ -17,7 +17,7 @@ from backups.engine.stores.base import StoreError
 from backups.engine.stores.connection import Connection, PreconditionFailed
 from backups.engine.stores.memory import MIB, Memory
 
-RANGE = 8 * MIB
+RANGE = 4 * MIB
 AHEAD = 3
 """Ranges on their way beside the one that is read."""
 PIECE = MIB

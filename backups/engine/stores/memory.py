@@ -6,7 +6,7 @@ import mmap
 import threading
 
 MIB = 1 << 20
-TOTAL = 48 * MIB
+TOTAL = 24 * MIB
 
 
 class Memory:
