@@ -97,7 +97,11 @@ def test_one_command_up_and_ctrl_c_down(stack: Stack) -> None:
     runtime = Path(f"/tmp/hearth-{hashlib.sha256(bytes(stack.state)).hexdigest()[:8]}")
     assert agent_socket(stack.state) == runtime / "agent.sock"
     family = stack.family()
-    assert sum(process.memory_info().rss for process in own(family)) < 400 * 2**20
+    # A child that a process has just forked counts its parent's memory once more, for a moment.
+    end = time.monotonic() + 60
+    while (used := memory(stack.family())) >= 400 * 2**20:
+        assert time.monotonic() < end, used
+        time.sleep(0.1)
     text = "".join(stack.lines)
     assert "✓ PostgreSQL and Redis" in text
     assert stack.link("/inbox/?token=")
@@ -178,9 +182,14 @@ def test_a_first_start_that_is_cut_off_anywhere_is_simply_begun_again(stack: Sta
     gone(of_state(stack.state))
 
 
-def own(family: list[psutil.Process]) -> list[psutil.Process]:
-    """Return Hearth's own processes, which are all Python; PostgreSQL and Redis are not."""
-    return [process for process in family if "python" in process.name()]
+def memory(family: list[psutil.Process]) -> int:
+    """Return the bytes that Hearth's own processes keep resident: all Python, which PostgreSQL and Redis are not."""
+    used = 0
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            if "python" in process.name():
+                used += process.memory_info().rss
+    return used
 
 
 @pytest.mark.parametrize(
