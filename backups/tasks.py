@@ -8,6 +8,7 @@ from django.utils import timezone
 
 from backups import alerts, checking, expiring, orders, shelves
 from backups.proofs import drills, ends, schedule, turns
+from backups.restoring import upkeep
 from observability.tasks import task
 
 SOON = 5.0
@@ -58,3 +59,10 @@ def observe() -> None:
     """Find what is wrong with backups, whatever engines say of themselves, and tell who has to know."""
     alerts.observe()
     checking.forget_old(timezone.now())
+
+
+@task()
+def tidy_restores() -> None:
+    """Remove copies whose time is over, end grants that are left, and let older servers have backups."""
+    upkeep.tidy()
+    upkeep.begin_missing_engines()

@@ -5,10 +5,16 @@ from __future__ import annotations
 from django.urls import path
 
 from backups import views
+from backups.restoring import views as restoring
 
 SERVER = "o/<slug:slug>/servers/<uuid:server_id>/backups/"
+COPY = f"{SERVER}copies/<uuid:restore_id>/"
 
 urlpatterns = [
     path(SERVER, views.server_backups, name="server_backups"),
     path(f"{SERVER}now/", views.back_up_now, name="back_up_now"),
+    path(f"{SERVER}restore/", restoring.restore, name="server_restore"),
+    path(f"{COPY}switch/", restoring.switch_to_copy, name="switch_to_copy"),
+    path(f"{COPY}back/", restoring.go_back, name="restore_go_back"),
+    path(f"{COPY}remove/", restoring.drop_copy, name="drop_copy"),
 ]

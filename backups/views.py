@@ -12,6 +12,7 @@ from django.views.decorators.http import require_POST, require_safe
 
 from accounts.decorators import member_area
 from backups import orders, selectors
+from backups.restoring import reads
 from tenants.access import get_server
 from tenants.errors import Refused
 
@@ -27,6 +28,7 @@ def server_backups(request: HttpRequest, slug: str, server_id: uuid.UUID) -> Htt
         "organisation": access.organisation,
         "server": server,
         "card": selectors.card(server, request.GET.get("page")),
+        "kept": reads.kept(server),
     }
     return render(request, "backups/server.html", context)
 

@@ -19,7 +19,7 @@ from provisioning import seams, secrets, wake
 from provisioning.fleet import may_federate
 from provisioning.leases import from_now, last_fence
 from provisioning.models import Operation, OperationEvent, OperationStep, Region, ServerSecret, ServerStatus
-from provisioning.spec import decide, wanted
+from provisioning.spec import ABOUT_BACKUPS, decide, wanted
 from provisioning.status_writer import deciding_operation, publish
 from provisioning.steps import STEPS
 from tenants.errors import Refused
@@ -77,9 +77,9 @@ def _make(server: Server, kind: Operation.Kind, want: dict[str, Any]) -> Operati
 
 @transaction.atomic
 def begin(kind: Operation.Kind, *, server: Server, version: str = "", about: uuid.UUID | None = None) -> Operation:
-    """Make an operation that follows from no difference, but that somebody asked for: about a backup or a copy.
+    """Make an operation that follows from no difference between what is wanted and what is.
 
-    `wanted["restore"]` names what it is about: itself, or `about`. Raises `Refused` while another one is open.
+    Of those about backups `wanted["restore"]` names what they are about: themselves, or `about`. Raises `Refused` while another one is open.
     """
     locked = Server.objects.select_for_update(of=("self",)).get(pk=server.pk)
     if Operation.objects.filter(server=locked, state__in=Operation.OPEN).exists():
@@ -90,8 +90,9 @@ def begin(kind: Operation.Kind, *, server: Server, version: str = "", about: uui
     want = wanted(locked, federation=may_federate(locked), now=timezone.now())
     want["version"] = version or want["version"]
     operation = _make(locked, kind, want)
-    operation.wanted["restore"] = str(about or operation.pk)
-    operation.save(update_fields=["wanted"])
+    if kind in ABOUT_BACKUPS:
+        operation.wanted["restore"] = str(about or operation.pk)
+        operation.save(update_fields=["wanted"])
     transaction.on_commit(lambda: wake.hint(operation.pk), robust=True)
     return operation
 

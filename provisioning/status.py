@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from provisioning.models import Operation, ServerStatus
 from provisioning.providers.base import Observation
-from provisioning.spec import BROUGHT_BACK, CLOSED, RUNNING
+from provisioning.spec import ABOUT_BACKUPS, BROUGHT_BACK, CLOSED, RUNNING
 
 Phase = ServerStatus.Phase
 Kind = Operation.Kind
@@ -97,7 +97,7 @@ def _suspended(mode: str) -> Verdict:
 
 def _about_backups(now: Situation) -> bool:
     """Tell whether the operation works beside the server, which is then as good as it answers."""
-    return now.operation is not None and now.operation.kind in (*BROUGHT_BACK, Kind.COPY, Kind.DROP)
+    return now.operation is not None and now.operation.kind in ABOUT_BACKUPS
 
 
 def _not_serving(now: Situation, seen: Observation) -> Verdict | None:

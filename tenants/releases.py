@@ -11,6 +11,7 @@ A new version is added here and gets its lock file by `python -m provisioning.pr
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -75,3 +76,22 @@ def _across(before: Release, after: Release) -> str:
         return "."
     needs = f"since {before.version} the database needs schema {before.compat} or later"
     return f": {needs}, and {after.version} knows only {after.schema}."
+
+
+def for_database(used: Iterable[str]) -> Release:
+    """Return what runs on a database on which the versions `used` ran: the newest of them, or the next one there is.
+
+    A database from a backup may be of a version that is no longer here; a later one brings its schema up to date.
+    Raises `ReleaseRefused` where there is none.
+    """
+    wanted = max(used, key=_number)
+    later = [release for release in RELEASES if _number(release.version) >= _number(wanted)]
+    if not later:
+        raise ReleaseRefused(
+            f"It was written by Synapse {wanted}, and Hearth has nothing as new as that. Ask whoever runs this Hearth."
+        )
+    return min(later, key=lambda release: _number(release.version))
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) if part.isdigit() else 0 for part in version.split("."))

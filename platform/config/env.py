@@ -152,6 +152,13 @@ SETTINGS: tuple[Setting, ...] = (
         "How long a deleted server can still be brought back.",
         check=_between(0, 8760),
     ),
+    Setting(
+        "HEARTH_RESTORE_KEEP_DAYS",
+        "int",
+        7,
+        "Days that a copy beside a server, and what a server had before it was restored, are kept.",
+        check=_between(1, 90),
+    ),
     Setting("HEARTH_REQUIRE_MFA", "bool", True, "People need a second factor before they can create an organisation."),
     Setting(
         "HEARTH_DNS_RESOLVERS",

@@ -21,6 +21,7 @@ EVERY: dict[str, float] = {
     "backups.tasks.look_due": 30.0,
     "backups.tasks.prove_due": 5.0,
     "backups.tasks.observe": 60.0,
+    "backups.tasks.tidy_restores": 60.0,
     "notifications.tasks.deliver_due": 10.0,
     "notifications.tasks.prune": 600.0,
     "accounts.tasks.forget_old": 600.0,

@@ -1,0 +1,294 @@
+"""What the steps of operations about backups do (`provisioning.steps.STEPS` has their order). Each may be done again.
+
+Until `settle` nothing touches the living server: all happens in the instance. `settle` stops the server, so that what
+it says of locks and sessions is the last word; where that or the exchange fails, it is started again as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.conf import settings
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from backups import recoveries
+from backups.models import Restore
+from backups.restoring import choices, grants
+from backups.restoring.verbs import Kind
+from provisioning import checks, services
+from provisioning.models import ServerStatus
+from provisioning.providers.base import ProviderError, Recovering, ServerSpec
+from provisioning.steps import Context, NotYet
+from tenants.errors import Refused
+from tenants.models import Server
+
+Holds = Restore.Holds
+STUCK = timedelta(hours=3)
+"""A restore that has not come on for so long never will."""
+SAID = {
+    "plan": "Looking which objects are needed, and whether they are all there.",
+    "base": "Reading the database.",
+    "replay": "Replaying what changed until the wanted moment.",
+    "settle": "Carrying over who is locked and who was signed out since then.",
+    "media": "Reading the rest of the files.",
+    "finish": "Writing everything to the disk.",
+}
+
+
+def look(context: Context) -> None:
+    """Look again whether it can be restored: what was whole when it was asked for may be damaged by now."""
+    row = row_of(context)
+    _refuse_deleted(context)
+    try:
+        choice = choices.choose(row.source, point=row.point, moment=None if row.point else row.moment, store=row.store)
+    except Refused as refusal:
+        raise ProviderError(refusal.message, code="NotRestorable", retry=False) from None
+    _save(context, row, version=choice.version)
+    at = f"{choice.moment:%Y-%m-%d %H:%M:%S} UTC"
+    context.log(f"What the server was at {at} is brought back from “{row.store}”, with Synapse {choice.version}.")
+
+
+def environment(context: Context) -> None:
+    """Make what Synapse needs in the version that the data go with."""
+    context.provider.prepare(row_of(context).version, context.log)
+
+
+def recover(context: Context) -> None:
+    """Have the provider bring the data back, and look how far that is."""
+    row = row_of(context)
+    _refuse_deleted(context)
+    grant = grants.keep(context, row)
+    found = context.provider.recovering(str(row.instance))
+    waits = found.state == "running"
+    if found.state == "done":
+        _finished(context, row, found)
+        return
+    if found.state in ("failed", "cancelled") and row.called:
+        _save(context, row, called=False)
+        raise _failure(found)
+    if not waits or grant != row.grant:
+        _call(context, row, grant, since=context.provider.since(str(context.server.pk)))
+    _follow(context, row, found if waits else Recovering(state="running"))
+    raise NotYet
+
+
+def trial(context: Context) -> None:
+    """Start what was brought back, beside the server, and ask it what a client and another server would ask."""
+    row = row_of(context)
+    spec = _spec(context, row)
+    context.provider.configure(spec, fence=context.fence, progress=context.log)
+    url = context.provider.start(spec, fence=context.fence, progress=context.log)
+    route = context.provider.route(str(row.instance), url)
+    found = checks.run(route, context.server.server_name, context.secrets)
+    if found.version != row.version:
+        raise ProviderError(
+            f"What was brought back runs Synapse {found.version or 'of an unknown version'}, not {row.version}. The "
+            "server itself was not touched.",
+            code="WrongVersion",
+        )
+    context.log(f"What was brought back answers as Synapse {found.version} and signs with {found.key_id}.")
+    _save(context, row, holds=Holds.COPY, address=url, keep_until=kept_until())
+
+
+def settle(context: Context) -> None:
+    """Stop the server, and let the data that it gets know what it knows: who is locked, who was signed out."""
+    row = row_of(context)
+    try:
+        _settle(context, row)
+    except ProviderError:
+        _save(context, row, called=False)
+        _start_again(context)
+        raise
+    _save(context, row, called=False)
+
+
+def exchange(context: Context) -> None:
+    """Give the server the other data, and with them the version that they go with."""
+    row = row_of(context)
+    restored = context.operation.kind != Kind.GO_BACK
+    server, instance = str(context.server.pk), str(row.instance)
+    try:
+        context.provider.exchange(server, instance, restored=restored, fence=context.fence, progress=context.log)
+    except ProviderError:
+        _start_again(context)
+        raise
+    with context.transaction():
+        _exchanged(context, row, restored=restored)
+    kept = "What it had before" if restored else "What was restored"
+    context.log(f"The server has the other data. {kept} is kept until {kept_until():%Y-%m-%d} (UTC).")
+
+
+def drop(context: Context) -> None:
+    """Remove the instance with all its data."""
+    _remove(context, row_of(context))
+
+
+def remove_all(context: Context) -> None:
+    """Remove all instances of a server that is itself about to be removed."""
+    for row in Restore.objects.filter(source=context.server).exclude(holds=Holds.GONE):
+        _remove(context, row)
+
+
+def row_of(context: Context) -> Restore:
+    """Return what the operation is about."""
+    rows = Restore.objects.select_related("source", "source__organisation", "store")
+    return rows.get(pk=context.operation.wanted["restore"])
+
+
+def kept_until() -> datetime:
+    """Return until when an instance is kept that nobody removes before."""
+    return timezone.now() + timedelta(days=settings.HEARTH["HEARTH_RESTORE_KEEP_DAYS"])
+
+
+def _settle(context: Context, row: Restore) -> None:
+    if row.called:
+        found = context.provider.recovering(str(row.instance))
+        if found.state == "done":
+            return
+        if found.state in ("failed", "cancelled"):
+            raise _failure(found)
+        if found.state == "running":
+            _follow(context, row, found)
+            raise NotYet
+    context.provider.stop(str(context.server.pk), fence=context.fence, progress=context.log)
+    since = context.provider.since(str(context.server.pk))
+    if since is None:
+        context.log("The server can't say who was signed out since then, so everybody has to sign in again.")
+    _call(context, row, row.grant or row.instance, since=since)
+    raise NotYet
+
+
+def _call(context: Context, row: Restore, grant: Any, *, since: Any) -> None:
+    server = context.server
+    wanted = recoveries.Wanted(
+        source=row.source, store=row.store, point=row.point, moment=None if row.point else row.moment
+    )
+    spec = _spec(context, row)
+    found = recoveries.recovery(wanted, spec, holder=server.pk, grant=grant, settle=recoveries.settle(since))
+    context.provider.recover(spec, found, fence=context.fence, progress=context.log)
+    opened = {} if grant in (row.grant, row.instance) else {"grant": grant, "grant_fence": context.fence}
+    _save(context, row, called=True, begun=row.begun or timezone.now(), **opened)
+
+
+def _spec(context: Context, row: Restore) -> ServerSpec:
+    return recoveries.instance_spec(context.spec, row.instance, row.version)
+
+
+def _follow(context: Context, row: Restore, found: Recovering) -> None:
+    """Write down how far it is. Raises `ProviderError` when it has not come on for hours."""
+    told = SAID.get(found.step, "")
+    if told and not context.operation.events.filter(step=context.step, message=told).exists():
+        context.log(told)
+    if found.total_bytes:
+        context.note(_far(found))
+    changes: dict[str, Any] = {"seconds_left": found.seconds_left}
+    moved = found.done_bytes != row.done_bytes or row.progressed is None
+    if moved:
+        changes |= {"done_bytes": found.done_bytes, "total_bytes": found.total_bytes or row.total_bytes}
+        changes["progressed"] = timezone.now()
+    elif row.progressed is not None and timezone.now() - row.progressed > STUCK:
+        hours = STUCK.total_seconds() / 3600
+        raise ProviderError(
+            f"The restore has not come on for {hours:.0f} hours, so it was given up. The server itself was not "
+            "touched. Try again; if it stays so, ask support.",
+            code="RestoreStuck",
+            retry=False,
+        )
+    if any(getattr(row, name) != value for name, value in changes.items()):
+        _save(context, row, **changes)
+
+
+def _far(found: Recovering) -> str:
+    left = found.seconds_left
+    text = f"{found.done_bytes / 10**6:,.0f} of {found.total_bytes / 10**6:,.0f} MB are read"
+    if left is None or found.step not in ("base", "media"):
+        return f"{text}."
+    return f"{text}, about {left} s left." if left < 90 else f"{text}, about {left / 60:.0f} minutes left."
+
+
+def _finished(context: Context, row: Restore, found: Recovering) -> None:
+    result = dict(found.result)
+    begun = row.begun or timezone.now()
+    _save(
+        context,
+        row,
+        called=False,
+        seconds=max((timezone.now() - begun).total_seconds(), 0.1),
+        done_bytes=found.total_bytes or row.done_bytes,
+        total_bytes=found.total_bytes or row.total_bytes,
+        seconds_left=None,
+        recovered_to=_time(result.get("last_commit")),
+        evidence=result,
+    )
+    context.note("")
+    last = result.get("last_commit")
+    context.log(f"All of it is back. The last change in it is of {last}." if last else "All of it is back.")
+
+
+def _time(text: Any) -> datetime | None:
+    with contextlib.suppress(ValueError, TypeError):
+        found = datetime.fromisoformat(text)
+        return found if found.tzinfo else None
+    return None
+
+
+def _failure(found: Recovering) -> ProviderError:
+    text = found.text or "The restore was broken off. The server itself was not touched."
+    return ProviderError(text, code=found.code or "RestoreFailed", retry=found.retry or found.state == "cancelled")
+
+
+def _exchanged(context: Context, row: Restore, *, restored: bool) -> None:
+    """Write down who has what now. Inside the lease's transaction; again changes nothing."""
+    if (row.holds == Holds.BEFORE) == restored:
+        return
+    values: dict[str, Any] = {"holds": Holds.BEFORE if restored else Holds.COPY, "address": ""}
+    values |= {"keep_until": kept_until(), "switched": Now() if restored else None}
+    # What the server ran until now goes with what it gives away; it may have been upgraded since it got that.
+    values["version_before" if restored else "version"] = _version_now(context)
+    Restore.objects.filter(pk=row.pk).update(**values)
+    services.adopt_version(context.operation, row.version if restored else row.version_before)
+
+
+def _start_again(context: Context) -> None:
+    """Let the server run as before, as far as that is possible; whatever comes of it, the cause is what is told."""
+    context.log("It could not be done, so the server is started again as it was.")
+    with contextlib.suppress(ProviderError):
+        spec = replace(context.spec, version=_version_now(context))
+        context.provider.start(spec, fence=context.fence, progress=context.log)
+
+
+def _version_now(context: Context) -> str:
+    applied = ServerStatus.objects.values_list("applied", flat=True).get(server=context.server)
+    return str(applied["version"])
+
+
+def _refuse_deleted(context: Context) -> None:
+    desired = Server.objects.values_list("desired", flat=True).get(pk=context.server.pk)
+    if desired == Server.Desired.DELETED:
+        raise ProviderError(
+            "The server is being deleted, so the restore was given up. What was fetched is removed.",
+            code="ServerDeleted",
+            retry=False,
+        )
+
+
+def _remove(context: Context, row: Restore) -> None:
+    instance = str(row.instance)
+    try:
+        context.provider.cancel_recovery(instance, fence=context.fence)
+    except ProviderError as error:
+        if error.code != "NoSuchServer":
+            raise
+    context.provider.remove(instance, fence=context.fence, progress=context.log)
+    _save(context, row, holds=Holds.GONE, address="", keep_until=None)
+
+
+def _save(context: Context, row: Restore, **values: Any) -> None:
+    with context.transaction():
+        Restore.objects.filter(pk=row.pk).update(**values)
+    for name, value in values.items():
+        setattr(row, name, value)
