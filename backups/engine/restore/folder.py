@@ -175,8 +175,10 @@ class Folder:
 
 
 def _wanted(request: Request) -> str:
-    """Return what tells one request from another: not the grant, nor what is applied afterwards."""
-    parts = (request.organisation, request.server, request.to, request.point, request.data, request.media)
+    """Return what tells one request from another: not the grant, nor what is applied afterwards, nor where all of it
+    lies together."""
+    places = [os.path.relpath(place, request.work) if place else "" for place in (request.data, request.media)]
+    parts = (request.organisation, request.server, request.to, request.point, *places)
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 

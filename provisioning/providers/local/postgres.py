@@ -178,6 +178,7 @@ async def execute(
     *,
     user: str,
     password: str | None = None,
+    database: str = "postgres",
     variables: Mapping[str, str] | None = None,
     timeout: float = 60.0,
 ) -> list[str]:
@@ -186,7 +187,7 @@ async def execute(
     A program of its own, since no process of ours needs a database driver for anything else. Secrets go by its
     environment (`\\getenv`), which only its user can read, never by its command line.
     """
-    words = ("-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", str(socket_dir), "-U", user, "-d", "postgres")
+    words = ("-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", str(socket_dir), "-U", user, "-d", database)
     secret = {} if password is None else {"PGPASSWORD": password}
     env = {**environment(), **secret, **(variables or {}), "PGCONNECT_TIMEOUT": "10"}
     command = Command("psql", (str(BIN / "psql"), *words, "-f", str(script)), Path("/"), env)

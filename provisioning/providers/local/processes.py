@@ -234,7 +234,7 @@ async def run(command: Command, *, line: Callable[[str], None] | None = None, ti
     running in its group is killed when it ends.
     """
     process = Process(command, subprocess.PIPE if line else None)
-    reader = asyncio.create_task(_read_lines(process, command.log, line)) if line else None
+    reader = asyncio.create_task(read_lines(process, command.log, line)) if line else None
     try:
         code = await asyncio.wait_for(asyncio.shield(process.exited), timeout)
         if reader is not None:
@@ -249,7 +249,8 @@ async def run(command: Command, *, line: Callable[[str], None] | None = None, ti
             await asyncio.gather(reader, return_exceptions=True)
 
 
-async def _read_lines(process: Process, log: Path | None, line: Callable[[str], None]) -> None:
+async def read_lines(process: Process, log: Path | None, line: Callable[[str], None]) -> None:
+    """Hand each line of its output over, and append it to `log` too. The process was started with a pipe."""
     assert process.stdout is not None  # noqa: S101 (for the type checker: the caller asked for a pipe)
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(

@@ -7,20 +7,16 @@ because neither the server's identity nor the older backups may be within reach 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import hashlib
 import json
-import os
-import re
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from provisioning.providers.base import ProviderError
 from provisioning.providers.local import postgres
+from provisioning.providers.local.agent import engine
 from provisioning.providers.local.agent.database import SUPERUSER
 from provisioning.providers.local.agent.files import write
 from provisioning.providers.local.agent.folder import Folder
@@ -32,8 +28,6 @@ ROLE = "hearth_backup"
 SCRIPT, END_SCRIPT = (Path(__file__).with_name(name) for name in ("backup.sql", "backup-end.sql"))
 STOP_SECONDS = 7.0
 STATUS_MOST = 1 << 16
-_MODULE = re.compile(r"[a-z_]+(\.[a-z_]+)*")
-_FILE = re.compile(r"[a-z0-9][a-z0-9.-]{0,60}")
 OURS = ("wanted.json", "settings.json", "password", "state")
 
 
@@ -55,8 +49,8 @@ class Backup:
         if not wanted:
             (self.path / "wanted.json").unlink(missing_ok=True)
             return True
-        files = _files(wanted)
-        self._make()
+        files = engine.checked(wanted, "settings", OURS)
+        engine.make_folder(self.path, self._folder.unit.gid)
         for name, data in files.items():
             replace_file(self.path / name, data)
         write(self.path / "wanted.json", text)
@@ -103,16 +97,9 @@ class Backup:
             return None
         return found
 
-    def _make(self) -> None:
-        """Make the folder. The server's group may pass it, to where PostgreSQL's tools of its own user spool WAL."""
-        self.path.mkdir(mode=0o700, exist_ok=True)
-        if self._folder.unit.gid is not None and os.geteuid() == 0:
-            os.chown(self.path, 0, self._folder.unit.gid)
-        self.path.chmod(0o710)
-
     async def _before(self) -> None:
         """Make the role for it, also in a database from before there were backups, and say where things are here."""
-        self._make()
+        engine.make_folder(self.path, self._folder.unit.gid)
         unit = self._folder.unit
         if not unit.backup_password:
             unit.backup_password = postgres.new_password()
@@ -143,7 +130,6 @@ class Backup:
     def _places(self) -> dict[str, Any]:
         """Return the part of the settings that this machine decides. Paths are as this process sees them now."""
         folder, unit = self._folder, self._folder.unit
-        identity = folder.credentials
         config = folder.config.parent
         return {
             "server": unit.server_id,
@@ -151,48 +137,19 @@ class Backup:
             "synapse_version": unit.version,
             "signing_key_id": unit.key_id,
             "database": {"host": str(folder.sockets), "user": ROLE, "password_file": str(self.path / "password")},
-            "tools": {
-                "programs": str(folder.machine.programs),
-                "uid": unit.uid,
-                "gid": unit.gid,
-                "capabilities": list(folder.machine.capabilities),
-            },
+            "tools": engine.tools(folder),
             "state": str(self.path / "state"),
             "media": str(folder.places.media),
             "configuration": {name: str(config / name) for name in ("homeserver.yaml", "log.yaml", "signing.key")},
-            "hearth": {
-                "address_file": str(identity.folder / "address"),
-                "certificate": str(identity.pair_file),
-                "key": str(identity.pair_file),
-                "trust": str(identity.trust),
-            },
+            "hearth": engine.hearth(folder.credentials),
         }
 
     def _command(self, module: str) -> Command:
-        env = {"PATH": os.defpath, "LC_ALL": "C.UTF-8", "TZ": "UTC", "MALLOC_ARENA_MAX": "2"}
-        env |= {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
-        return Command(
+        return engine.command(
             f"Backups of {self._folder.unit.server_name}",
-            (sys.executable, "-P", "-m", module, "agent", str(self.path / "settings.json")),
-            Path("/"),
-            env,
+            (module, "agent", str(self.path / "settings.json")),
             log=self._folder.path / "logs" / "backup.log",
             stop_timeout=STOP_SECONDS,
             # Before a database, after a homeserver: it comes back without having lost anything.
             oom_score=400,
         )
-
-
-def _files(wanted: Mapping[str, Any]) -> dict[str, bytes]:
-    """Return the files that the spec brings along, or raise `ProviderError`."""
-    try:
-        files = {str(name): base64.b64decode(text, validate=True) for name, text in wanted.get("files", {}).items()}
-        good = _MODULE.fullmatch(str(wanted["module"])) and isinstance(wanted["settings"], dict)
-        good = good and all(_FILE.fullmatch(name) and name not in OURS for name in files)
-    except (KeyError, ValueError, AttributeError, TypeError):
-        good = None
-    if not good:
-        raise ProviderError(
-            "What is to back the server up can't be understood. Nothing was changed.", code="BadRequest", retry=False
-        )
-    return files

@@ -7,8 +7,9 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from security.durable import replace_file
 
@@ -40,6 +41,12 @@ class UnitFile:
     backup_password: str = ""
     """Of the role with which it is backed up; made when that begins."""
     crashes: int = 0
+    instance_of: str = ""
+    """Of which server backups were brought back here; empty for a server itself."""
+    exchanged: bool = False
+    """Of an instance: it holds what its server had before, and the server what was restored."""
+    exchanging: dict[str, Any] = field(default_factory=dict)
+    """Of a server: the exchange that is under way; see exchange.py."""
 
     def save(self, folder: Path) -> None:
         """Write it so that a crash or a full disk leaves the old one or the new one, never a half."""

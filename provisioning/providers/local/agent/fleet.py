@@ -19,6 +19,7 @@ from provisioning.providers.local import environments, postgres
 from provisioning.providers.local.agent import usage
 from provisioning.providers.local.agent.credentials import Credentials
 from provisioning.providers.local.agent.files import REMOVED, Tombstones, UnitFile, load_units
+from provisioning.providers.local.agent.instances import Instances
 from provisioning.providers.local.agent.machine import Machine, disk_error
 from provisioning.providers.local.agent.server import ManagedServer
 from provisioning.providers.local.keys import KeyUnreadable
@@ -48,6 +49,7 @@ class Fleet:
         self._use_at: tuple[float, object] = (0.0, None)
         self._gate = asyncio.Semaphore(STARTS_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
+        self.instances = Instances(self)
 
     # --- the agent's own start and end ---------------------------------------------------------------------------
 
@@ -57,14 +59,17 @@ class Fleet:
             await asyncio.to_thread(shutil.rmtree, rest, ignore_errors=True)
         units = list(load_units(self.machine.servers))
         for unit in units:
-            moved = self.machine.settle(unit, units)
-            server = ManagedServer(self.machine, unit)
+            self.servers[unit.server_id] = ManagedServer(self.machine, unit)
+            self._fences[unit.server_id] = unit.fence
+        await self.instances.boot()
+        for server in self.servers.values():
+            moved = self.machine.settle(server.unit, units)
             await asyncio.to_thread(server.folder.own)
             if moved:
                 server.folder.save()
-            self.servers[unit.server_id] = server
-            self._fences[unit.server_id] = unit.fence
+                server.rebuild()
         for server in self.servers.values():
+            server.recovery.resume()
             if server.unit.wanted:
                 task = asyncio.create_task(self._revive(server), name=f"revive {server.unit.server_id}")
                 self._tasks.add(task)
@@ -100,7 +105,8 @@ class Fleet:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(server.stop() for server in self.servers.values()), return_exceptions=True)
+        ends = [end() for server in self.servers.values() for end in (server.stop, server.recovery.pause)]
+        await asyncio.gather(*ends, return_exceptions=True)
 
     # --- the verbs -----------------------------------------------------------------------------------------------
 
@@ -111,25 +117,25 @@ class Fleet:
 
     async def ensure_storage(self, spec: ServerSpec, fence: int, progress: Progress) -> None:
         """Make the server's place and its empty running database."""
-        self._enter(spec.server_id, fence)
+        self.enter(spec.server_id, fence)
         if spec.server_id not in self.servers:
-            self._found(spec, fence)
-        async with self._alone(spec.server_id, fence) as server:
+            self.found(spec, fence)
+        async with self.alone(spec.server_id, fence) as server:
             await server.ensure_storage(spec, progress)
 
     async def configure(self, spec: ServerSpec, fence: int, progress: Progress) -> None:
         """Write configuration and secrets."""
-        async with self._alone(spec.server_id, fence) as server:
+        async with self.alone(spec.server_id, fence) as server:
             await server.configure(spec, progress)
 
     async def start(self, spec: ServerSpec, fence: int, progress: Progress) -> str:
         """Start it and wait until it answers."""
-        async with self._alone(spec.server_id, fence) as server:
+        async with self.alone(spec.server_id, fence) as server:
             return await server.start(progress)
 
     async def stop(self, server_id: str, fence: int, progress: Progress) -> None:
         """Stop it and keep it stopped."""
-        async with self._alone(server_id, fence) as server:
+        async with self.alone(server_id, fence) as server:
             server.unit.wanted = False
             server.folder.save()
             await server.stop()
@@ -137,16 +143,16 @@ class Fleet:
 
     async def remove(self, server_id: str, fence: int, progress: Progress) -> None:
         """Remove everything of it."""
-        self._enter(server_id, fence)
+        self.enter(server_id, fence)
         if server_id not in self.servers:
             self._tombstones.add(server_id, fence)
             return
-        async with self._alone(server_id, fence) as server:
+        async with self.alone(server_id, fence) as server:
             # First the stone: a worker that comes late, even after a crash right here, can't make it again.
             self._tombstones.add(server_id, fence)
             server.unit.wanted = False
             server.folder.save()
-            await server.stop()
+            await asyncio.gather(server.stop(), server.recovery.pause())
             async with server.certifying:
                 await server.folder.remove()
                 del self.servers[server_id]
@@ -165,28 +171,29 @@ class Fleet:
 
     @asynccontextmanager
     async def _certifying(self, server_id: str, fence: int) -> AsyncIterator[Credentials]:
-        self._enter(server_id, fence)
-        server = self._known(server_id)
+        self.enter(server_id, fence)
+        server = self.known(server_id)
         async with server.certifying:
-            self._enter(server_id, fence)
-            yield self._known(server_id).folder.credentials
+            self.enter(server_id, fence)
+            yield self.known(server_id).folder.credentials
 
-    def _enter(self, server_id: str, fence: int) -> None:
+    def enter(self, server_id: str, fence: int) -> None:
         """Refuse a fence below the highest that was seen, and remember a higher one at once."""
-        _check_id(server_id)
+        check_id(server_id)
         seen = max(self._fences.get(server_id, 0), self._tombstones.fence(server_id))
         if fence < seen:
             raise StaleFence("A newer worker has taken over this server. This one stops; nothing is lost.")
         self._fences[server_id] = fence
 
     @asynccontextmanager
-    async def _alone(self, server_id: str, fence: int) -> AsyncIterator[ManagedServer]:
+    async def alone(self, server_id: str, fence: int) -> AsyncIterator[ManagedServer]:
         """Have the server for one verb, unless a newer worker came while we waited for it."""
-        self._enter(server_id, fence)
-        server = self._known(server_id)
+        self.enter(server_id, fence)
+        await self.instances.settle(server_id)
+        server = self.known(server_id)
         async with server.lock:
-            self._enter(server_id, fence)
-            server = self._known(server_id)
+            self.enter(server_id, fence)
+            server = self.known(server_id)
             if server.unit.fence < fence:
                 server.unit.fence = fence
                 server.folder.save()
@@ -202,7 +209,8 @@ class Fleet:
                 # What it uses has changed; figures from the middle of it would be shown as its first ones.
                 self._disk.pop(server_id, None)
 
-    def _known(self, server_id: str) -> ManagedServer:
+    def known(self, server_id: str) -> ManagedServer:
+        """Return the server, or raise `ProviderError` where there is none."""
         try:
             return self.servers[server_id]
         except KeyError:
@@ -212,7 +220,7 @@ class Fleet:
                 retry=False,
             ) from None
 
-    def _found(self, spec: ServerSpec, fence: int) -> None:
+    def found(self, spec: ServerSpec, fence: int, *, instance_of: str = "") -> None:
         """Write down a new server: from here on its user id and its ports are taken."""
         units = [server.unit for server in self.servers.values()]
         uid, gid = self.machine.new_identity(units)
@@ -227,6 +235,7 @@ class Fleet:
             gid=gid,
             superuser_password=postgres.new_password(),
             fence=fence,
+            instance_of=instance_of,
         )
         server = ManagedServer(self.machine, unit)
         if (server.folder.data).exists():
@@ -269,7 +278,8 @@ class Fleet:
             crashes=unit.crashes,
             started_at=server.synapse.started_at if unit.wanted else None,
             suspended=unit.suspended,
-            certificate_wanted=server.folder.credentials.wanted(),
+            # An instance asks for nothing in its own name.
+            certificate_wanted="" if unit.instance_of else server.folder.credentials.wanted(),
             internal_address=server.folder.credentials.address,
             memory_bytes=used.memory_bytes,
             cpu_seconds=used.cpu_seconds,
@@ -280,6 +290,7 @@ class Fleet:
                 "synapse_pid": server.synapse.pid,
                 "postgres_pid": server.postgres.pid,
                 "backup": server.backup.observed,
+                "instance_of": unit.instance_of,
             },
         )
 
@@ -309,7 +320,7 @@ def _database_error(error: PostgresError, log: str) -> ProviderError:
     return ProviderError(f"{error} Nothing was lost; retry.{log}", code="DatabaseFailed")
 
 
-def _check_id(server_id: str) -> None:
+def check_id(server_id: str) -> None:
     """Refuse what is no UUID in its usual form: it becomes the name of a folder."""
     try:
         if str(uuid.UUID(server_id)) == server_id:

@@ -23,7 +23,8 @@ from provisioning.providers.local.agent.fleet import Fleet
 from provisioning.providers.local.agent.machine import disk_error
 from provisioning.providers.local.paths import AGENT_SOCKET, RuntimeFolderError, agent_socket, runtime_dir
 
-LONGEST = 1024 * 1024
+LONGEST = 64 * 1024 * 1024
+"""Bytes of a request: one to restore brings along all sessions that are open on a server."""
 ALIVE_SECONDS = 5.0
 SOCKET_LOOK = 2.0
 CERTIFYING = {"certificate_request": (), "install_certificate": ("chain", "trust", "address")}
@@ -106,10 +107,8 @@ class Socket:
 
     async def _do(self, request: dict[str, Any], progress: Progress) -> Any:
         verb, fleet = request["verb"], self._fleet
-        if verb == "observe":
-            return await fleet.observe()
-        if verb == "weakness":
-            return fleet.machine.isolation
+        if verb in ("observe", "weakness"):
+            return await fleet.observe() if verb == "observe" else fleet.machine.isolation
         if verb == "prepare":
             return await fleet.prepare(str(request["version"]), progress)
         if verb in ("stop", "remove"):
@@ -119,7 +118,23 @@ class Socket:
             return await getattr(fleet, verb)(request["server_id"], int(request["fence"]), **texts)
         if verb in ("ensure_storage", "configure", "start"):
             return await getattr(fleet, verb)(ServerSpec(**request["spec"]), int(request["fence"]), progress)
-        raise KeyError(verb)
+        return await self._of_instance(verb, request, progress)
+
+    async def _of_instance(self, verb: str, request: dict[str, Any], progress: Progress) -> Any:
+        instances = self._fleet.instances
+        if verb == "recovering":
+            return instances.recovering(str(request["server_id"]))
+        if verb == "since":
+            return await instances.since(str(request["server_id"]))
+        fence = int(request["fence"])
+        if verb == "recover":
+            return await instances.recover(ServerSpec(**request["spec"]), request["recovery"], fence, progress)
+        if verb == "cancel_recovery":
+            return await instances.cancel(str(request["server_id"]), fence)
+        if verb != "exchange":
+            raise KeyError(verb)
+        server_id, instance = str(request["server_id"]), str(request["instance"])
+        return await instances.exchange(server_id, instance, fence, progress, restored=bool(request["restored"]))
 
 
 def _send(writer: asyncio.StreamWriter, message: dict[str, Any]) -> None:

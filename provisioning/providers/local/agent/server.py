@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import AsyncIterator
 
 from provisioning.providers.base import Progress, ProviderError, ServerSpec
 from provisioning.providers.local import environments, postgres
@@ -14,6 +15,7 @@ from provisioning.providers.local.agent.database import SUPERUSER, ensure_databa
 from provisioning.providers.local.agent.files import UnitFile
 from provisioning.providers.local.agent.folder import Folder
 from provisioning.providers.local.agent.machine import Machine, port_free
+from provisioning.providers.local.agent.recovery import Recovery
 from provisioning.providers.local.agent.watch import Watch
 from provisioning.providers.local.processes import Refused, Unit
 
@@ -47,6 +49,7 @@ class ManagedServer:
         self._warm_stop: asyncio.Task[None] | None = None
         self._watch = Watch(self)
         self.backup = Backup(self.folder)
+        self.recovery = Recovery(self.folder)
         self.postgres = Unit(self.folder.postgres_command(), on_exit=self._count, before_start=self._before_postgres)
         self.version = unit.version
         """The Synapse version of the process, which lags behind the unit file's between configure and start."""
@@ -54,6 +57,7 @@ class ManagedServer:
 
     async def ensure_storage(self, spec: ServerSpec, progress: Progress) -> None:
         """Make folders, database cluster, role and database; all of them may be there already."""
+        self._check_restored()
         self.folder.make()
         await self._prewarm(spec.version)
         if not (self.folder.data / "PG_VERSION").exists():
@@ -100,6 +104,7 @@ class ManagedServer:
 
     async def bring_up(self, progress: Progress) -> None:
         """Start both processes, or Synapse again if it runs with something else than what is written now."""
+        self._check_restored()
         await self._environment(progress)
         self.folder.make()
         self.folder.relocate()
@@ -118,6 +123,23 @@ class ManagedServer:
         await asyncio.gather(self.postgres.start(), self.synapse.start())
         self._watch.start()
         await self.backup.apply()
+
+    def rebuild(self) -> None:
+        """Let both processes be those of the unit as it is now: it may have got another user. Neither runs."""
+        self.postgres = Unit(self.folder.postgres_command(), on_exit=self._count, before_start=self._before_postgres)
+        self.synapse = self._synapse_unit()
+
+    @contextlib.asynccontextmanager
+    async def database(self) -> AsyncIterator[None]:
+        """Have the database run for a while, also of a server that is stopped. The caller holds the lock."""
+        self._check_restored()
+        alone = self.postgres.state == "stopped"
+        try:
+            await self.postgres.start()
+            yield
+        finally:
+            if alone:
+                await self.postgres.stop()
 
     async def settled(self, seconds: float) -> None:
         """Wait until it answers, need not run, or stays down for a reason; `seconds` at most."""
@@ -156,6 +178,16 @@ class ManagedServer:
             if holds:
                 return False, reason, message.strip()
         return True, "", ""
+
+    def _check_restored(self) -> None:
+        """Raise where an instance has nothing whole yet: PostgreSQL would take a half for all there is."""
+        if self.unit.instance_of and not self.recovery.restored:
+            raise ProviderError(
+                "What is brought back here is not whole yet, so it can't be started. Nothing was lost. Wait for the "
+                "restore, or start it again.",
+                code="NotRestored",
+                retry=self.recovery.running,
+            )
 
     async def _environment(self, progress: Progress) -> None:
         cache = self.machine.state / "cache" / "uv"
