@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Awaitable
 
-from provisioning.operator import finalbackup
+from provisioning.operator.backups import Agents, Backups
 from provisioning.operator.kube.access import find
 from provisioning.operator.kube.client import Client
 from provisioning.operator.kube.errors import ApiError, NotLeaderError
@@ -39,9 +39,8 @@ class StartError(Exception):
 class Operator:
     """One operator. `run` returns when it is told to stop, or when another has taken over."""
 
-    def __init__(self, settings: Settings, *, final_backup: finalbackup.FinalBackup = finalbackup.none) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._final_backup = final_backup
         self.metrics = Metrics()
         self.queue = WorkQueue()
         self.store = Store(lambda namespace, urgent: self.queue.add(namespace, urgent=urgent))
@@ -100,6 +99,8 @@ class Operator:
         stack.push_async_callback(renderer.close)
         prober = Prober(self._settings.probe)
         stack.push_async_callback(prober.close)
+        agents = Agents(self._settings.agent)
+        stack.push_async_callback(agents.close)
         notices = Notices(client, self._settings.identity)
         sending = asyncio.create_task(notices.run(), name="notices")
         self._needed.append(sending)
@@ -113,7 +114,7 @@ class Operator:
             prober=prober,
             notices=notices,
             metrics=self.metrics,
-            final_backup=self._final_backup,
+            backups=Backups(agents, client, self.store, notices),
             later=self.queue.add_after,
             pace=self._settings.pace,
         )

@@ -10,7 +10,7 @@ from provisioning.operator.children import KINDS, Workload
 from provisioning.operator.kube.client import METADATA, Client
 from provisioning.operator.kube.errors import ApiError
 from provisioning.operator.kube.kinds import PODS, Kind
-from provisioning.operator.observed import MAIN, Fault
+from provisioning.operator.observed import AGENT, MAIN, Fault
 
 CLASSES = Kind("storage.k8s.io", "v1", "StorageClass", "storageclasses", namespaced=False)
 CORE_EVENTS = Kind("", "v1", "Event", "events")
@@ -51,7 +51,7 @@ class Diagnosis:
 async def diagnose(client: Client, namespace: str, workloads: Mapping[str, Workload]) -> Diagnosis:
     """Look at a namespace's pods, volumes and refusals. `workloads`: its groups of processes by name."""
     pods = (await client.list(PODS, namespace)).get("items") or []
-    found = of_pods(pods)
+    found = of_pods(each for each in pods if not str(each["metadata"]["name"]).startswith(f"{AGENT.name}-"))
     if found.fault and found.fault.reason != "Unschedulable":
         return found
     claims = (await client.list(KINDS["PersistentVolumeClaim"], namespace)).get("items") or []
@@ -62,6 +62,12 @@ async def diagnose(client: Client, namespace: str, workloads: Mapping[str, Workl
         return found
     events = (await client.list(CORE_EVENTS, namespace)).get("items") or []
     return replace(found, fault=of_events(events, workloads))
+
+
+async def diagnose_agent(client: Client, namespace: str) -> Fault | None:
+    """Say why a server's backup agent does not run, as its pod tells."""
+    pods = await client.list(PODS, namespace, selector=f"app.kubernetes.io/name={AGENT.name}")
+    return of_pods(pods.get("items") or []).fault
 
 
 def of_pods(pods: Iterable[Mapping[str, Any]]) -> Diagnosis:

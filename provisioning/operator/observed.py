@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from provisioning.operator.children import Certified, Database, Place, Volume, Workload
 from provisioning.operator.store import Child
@@ -14,6 +14,8 @@ GENERIC = "synapse-generic"
 FRONT = "synapse-front"
 """Routes, and tells people that a server is suspended: it needs no database and goes on while all others stop."""
 WORKLOADS = {"Deployment", "StatefulSet"}
+AGENT = Place("Deployment", "backup-agent")
+IDENTITY = Place("Certificate", "backup-agent")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,31 @@ class Probe:
     message: str = ""
     since: float = 0.0
     """Of one that failed: for how many seconds all have."""
+
+
+class Final(NamedTuple):
+    """How far a final backup is. `order`: which one."""
+
+    order: str = ""
+    state: str = ""
+    point: str = ""
+    done_bytes: int = 0
+
+
+NO_FINAL = Final()
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a server's backup agent says. `answered`: whether it said anything."""
+
+    answered: bool
+    ready: bool = False
+    reason: str = ""
+    message: str = ""
+    stored: str = ""
+    """The last wish to store everything that is fulfilled."""
+    final: Final = NO_FINAL
 
 
 @dataclass(frozen=True)
@@ -58,6 +85,10 @@ class Observed:
     """Children that still must be written."""
     pods: int | None = None
     """How many of Synapse's pods there are, where that was asked."""
+    backup: Told | None = None
+    """What the backup agent told last; None where it was not asked."""
+    stored: bool = True
+    """Whether all that there is now is backed up, where that was asked."""
 
     @property
     def troubled(self) -> bool:
@@ -65,10 +96,15 @@ class Observed:
         return bool(self.fault or self.faults or self.diagnosis)
 
     def workloads(self) -> Iterator[tuple[str, Workload]]:
-        """Yield each group of processes with its name."""
+        """Yield each group of processes that serve, with its name."""
         for place, child in sorted(self.children.items()):
-            if place.kind in WORKLOADS and isinstance(child.seen, Workload):
+            if place.kind in WORKLOADS and place != AGENT and isinstance(child.seen, Workload):
                 yield place.name, child.seen
+
+    def agent(self) -> Workload | None:
+        """Return what backs the server up. Whether people are served never depends on it."""
+        child = self.children.get(AGENT)
+        return child.seen if child is not None and isinstance(child.seen, Workload) else None
 
     def synapses(self) -> Iterator[tuple[str, Workload]]:
         """Yield Synapse's groups of processes."""
@@ -92,7 +128,7 @@ class Observed:
     def untold(self) -> list[str]:
         """Return the names of what we have written and whose controller has said nothing since."""
         watched = WORKLOADS | {"Cluster"}
-        found = ((place, child) for place, child in self.children.items() if place.kind in watched)
+        found = ((place, child) for place, child in self.children.items() if place.kind in watched and place != AGENT)
         return sorted(place.name for place, child in found if child.stale or child.seen is None)
 
     def database(self) -> Database | None:
@@ -100,8 +136,14 @@ class Observed:
         return next((each.seen for each in self.children.values() if isinstance(each.seen, Database)), None)
 
     def certificates(self) -> list[Certified]:
-        """Return the certificates that cert-manager makes."""
-        return [each.seen for each in self.children.values() if isinstance(each.seen, Certified)]
+        """Return the certificates that cert-manager makes for the server's hosts."""
+        found = ((place, child.seen) for place, child in self.children.items())
+        return [seen for place, seen in found if isinstance(seen, Certified) and place != IDENTITY]
+
+    def identity(self) -> Certified | None:
+        """Return the certificate of the backup agent."""
+        child = self.children.get(IDENTITY)
+        return child.seen if child is not None and isinstance(child.seen, Certified) else None
 
     def volumes(self) -> Iterator[tuple[str, Volume]]:
         """Yield each volume with its name."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from provisioning.operator import arrangement
 from provisioning.operator.children import Place
-from provisioning.operator.observed import MAIN, WORKLOADS, Fault, Observed, condition, is_synapse
+from provisioning.operator.observed import AGENT, MAIN, WORKLOADS, Fault, Observed, condition, is_synapse
 
 UPGRADE_LIMIT = 900.0  # seconds an upgrade may take before it goes back
 MIGRATION_LIMIT = 86400.0  # and while the main process works on its database, as long as its pod is given to start
@@ -84,11 +84,25 @@ def _suspend(spec: Mapping[str, Any], seen: Observed) -> Plan:
     database = seen.database()
     if running:
         wait = f"Waiting for {', '.join(running)} to stop before the database hibernates."
-        return Plan(spec, lambda place: place.kind == "Cluster", "Suspending", wait, stops=True)
+        return Plan(spec, _is_asleep_last, "Suspending", wait, stops=True)
+    if not seen.stored:
+        wait = "The processes have stopped; what they wrote last is backed up before the database goes to sleep."
+        return Plan(spec, _is_asleep_last, "Suspending", wait, stops=True)
     if database and not database.hibernated:
         text = "The processes have stopped; the database is going to sleep."
         return Plan(spec, step="Suspending", message=text, stops=True)
     return Plan(spec, stops=True)
+
+
+def must_store(spec: Mapping[str, Any], seen: Observed) -> bool:
+    """Say whether the next step depends on whether everything is backed up: nothing writes any more."""
+    agent, database = seen.agent(), seen.database()
+    awake = agent is not None and agent.desired > 0 and database is not None and database.healthy
+    return "suspended" in spec and awake and not any(each.replicas for _name, each in seen.synapses())
+
+
+def _is_asleep_last(place: Place) -> bool:
+    return place.kind == "Cluster" or place == AGENT
 
 
 def _resume(spec: Mapping[str, Any], seen: Observed) -> Plan | None:

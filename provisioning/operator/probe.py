@@ -78,7 +78,7 @@ class Prober:
                     if optional:
                         return {}
                     raise NotAnswering(f"{url} answers {response.status}")
-                found = orjson.loads(await _small(response))
+                found = orjson.loads(await small(response))
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise NotAnswering(f"{url} can't be reached ({type(error).__name__})") from error
         if not isinstance(found, dict):
@@ -90,7 +90,8 @@ def _object(found: Any) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-async def _small(response: aiohttp.ClientResponse) -> bytes:
+async def small(response: aiohttp.ClientResponse) -> bytes:
+    """Return an answer that is no longer than one may be, or raise `ValueError`."""
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk

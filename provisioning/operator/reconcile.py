@@ -14,6 +14,7 @@ from typing import Any
 
 from provisioning.operator import arrangement
 from provisioning.operator import plan as planning
+from provisioning.operator.backups import Backups
 from provisioning.operator.children import BUILT_IN, KINDS, SERVERS, Place, Workload
 from provisioning.operator.diagnosis import Diagnosis, diagnose
 from provisioning.operator.differences import Differences, compare
@@ -94,13 +95,14 @@ class Reconciler:
         prober: Prober,
         notices: Notices,
         metrics: Metrics,
-        final_backup: FinalBackup,
+        backups: Backups,
         later: Callable[[str, float], None],
         pace: Pace,
     ) -> None:
         self._client, self._store, self._rendering, self._writer = client, store, rendering, writer
         self._prober, self._notices, self._metrics = prober, notices, metrics
-        self._final_backup, self._later, self._pace = final_backup, later, pace
+        self._backups, self._later, self._pace = backups, later, pace
+        self._final_backup: FinalBackup = backups.final
         self._memories: dict[str, Memory] = {}
 
     async def turn(self, namespace: str) -> None:
@@ -122,6 +124,8 @@ class Reconciler:
         """Write what differs, and return what is there afterwards with the plan that was followed."""
         namespace = server["metadata"]["namespace"]
         before = self._look(server, memory)
+        if planning.must_store(server["spec"], before):
+            before = replace(before, stored=await self._backups.all_stored(server))
         if planning.must_count(server["spec"], before):
             before = replace(before, pods=await self._count(namespace))
         plan = self._plan(server, before)
@@ -133,7 +137,11 @@ class Reconciler:
             raise Outcome("the cluster may not have counted yet what the quota allows now", longest=2)
         memory.made_at = memory.made_at or time.monotonic()
         await self._examine(server, memory)
-        seen = replace(self._look(server, memory, faults=faults, fault=fault, found=found), pods=before.pods)
+        seen = self._look(server, memory, faults=faults, fault=fault, found=found)
+        backup, again = await self._backups.look(server, seen)
+        if again:
+            self._later(namespace, again)
+        seen = replace(seen, pods=before.pods, stored=before.stored, backup=backup)
         if faults or fault:
             self._metrics.failures.inc()
             self._later(namespace, random.uniform(20, 40) if not found.waiting else 1.0)  # noqa: S311 (spreads load)
@@ -325,7 +333,7 @@ class Reconciler:
             return
         if wait := await self._final_backup(server):
             self._notices.tell(server, "FinalBackup", wait)
-            raise Outcome(wait, longest=30)
+            raise Outcome(wait, longest=5)
         for place, child in self._store.children(metadata["namespace"]).items():
             if not KINDS[place.kind].namespaced:
                 await self._client.delete(KINDS[place.kind], "", place.name, uid=child.uid)
@@ -343,6 +351,7 @@ class Reconciler:
     def _forget(self, namespace: str) -> None:
         self._memories.pop(namespace, None)
         self._rendering.forget(namespace)
+        self._backups.forget(namespace)
 
 
 def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

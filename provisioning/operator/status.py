@@ -8,7 +8,7 @@ from typing import Any
 
 from provisioning.operator.children import Place
 from provisioning.operator.keeping import DATA_MISSING
-from provisioning.operator.observed import GENERIC, MAIN, Fault, Observed, condition
+from provisioning.operator.observed import AGENT, GENERIC, MAIN, Fault, Observed, Told, condition
 from provisioning.operator.plan import UPGRADE_FAILED, Plan
 
 Judgement = tuple[str, str, str]
@@ -222,10 +222,23 @@ def _certificate(spec: Mapping[str, Any], seen: Observed) -> Judgement:
 def _backup(spec: Mapping[str, Any], seen: Observed) -> Judgement:
     if not (spec.get("backup") or {}).get("enabled"):
         return "False", "NotEnabled", "Backups are not enabled for this server."
-    database = seen.database()
+    if "suspended" in spec:
+        return "False", "Suspended", "The server is suspended. What was stored before stays."
+    database, identity = seen.database(), seen.identity()
     if database and database.backed_up is False:
-        return "False", "LastBackupFailed", "The last backup of the database failed."
-    return "Unknown", "NotReported", "The backup agent has not reported yet."
+        return "False", "LastBackupFailed", "The last snapshot of the database failed."
+    if identity is not None and not identity.ready:
+        text = identity.message or "cert-manager has not made it yet."
+        return "False", "IdentityNotIssued", f"The backup agent has no certificate for Hearth: {text}"
+    return _told(seen.backup)
+
+
+def _told(told: Told | None) -> Judgement:
+    if told is None:
+        return "Unknown", "NotReported", "The backup agent has not reported yet."
+    if not told.answered:
+        return "False" if told.reason else "Unknown", told.reason or "AgentSilent", told.message
+    return "True" if told.ready else "False", _name(told.reason, "NotWritten"), told.message
 
 
 def _name(text: str, otherwise: str) -> str:
@@ -237,8 +250,10 @@ def _components(seen: Observed) -> list[dict[str, Any]]:
         {"name": name, "desired": each.desired, "ready": each.ready, "updated": each.updated}
         for name, each in seen.workloads()
     )
-    database = seen.database()
+    database, agent = seen.database(), seen.agent()
     extra = [{"name": "postgres", "desired": database.instances, "ready": database.ready}] if database else []
+    if agent is not None:
+        extra.append({"name": AGENT.name, "desired": agent.desired, "ready": agent.ready})
     return [*found, *extra]
 
 
