@@ -49,26 +49,39 @@ def tracked(suffix: str = "") -> list[Path]:
     return [ROOT / name for name in done.stdout.splitlines() if name.endswith(suffix) and (ROOT / name).is_file()]
 
 
+def imported(node: ast.AST) -> Iterator[str]:
+    """Yield every module that a node imports, by name too."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+        yield node.module
+    elif (
+        isinstance(node, ast.Call)
+        and getattr(node.func, "attr", getattr(node.func, "id", "")) in {"import_module", "__import__"}
+        and node.args
+        and isinstance(node.args[0], ast.Constant)
+    ):
+        yield str(node.args[0].value)
+
+
 @functools.cache
-def parsed(path: Path) -> tuple[ast.AST, ...]:
-    """Return every node of a file. Reading all files is most of these tests."""
-    return tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+def read(path: Path) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Return the modules that a file imports, inside functions too, and the lines of each of its functions.
+
+    Reading all files takes seconds, so each is read once.
+    """
+    modules: list[str] = []
+    lengths: dict[str, int] = {}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        modules += imported(node)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            lengths[node.name] = max(lines, lengths.get(node.name, 0))
+    return tuple(modules), lengths
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Yield every module that a file imports, inside functions too."""
-    for node in parsed(path):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            yield node.module
-        elif (
-            isinstance(node, ast.Call)
-            and getattr(node.func, "attr", getattr(node.func, "id", "")) in {"import_module", "__import__"}
-            and node.args
-            and isinstance(node.args[0], ast.Constant)
-        ):
-            yield str(node.args[0].value)
+def imports(path: Path) -> tuple[str, ...]:
+    return read(path)[0]
 
 
 def layer(path: Path) -> str:
@@ -149,11 +162,9 @@ def test_no_file_and_no_function_is_too_long() -> None:
         text = path.read_text(encoding="utf-8")
         if text.count("\n") > 440:
             long.append(f"{path.relative_to(ROOT)}: {text.count(chr(10))} lines")
-        for node in parsed(path):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                length = (node.end_lineno or node.lineno) - node.lineno + 1
-                if length > 48:
-                    long.append(f"{path.relative_to(ROOT)}:{node.name}: {length} lines")
+        long += [
+            f"{path.relative_to(ROOT)}:{name}: {length} lines" for name, length in read(path)[1].items() if length > 48
+        ]
     assert long == []
 
 

@@ -18,6 +18,8 @@ from provisioning.providers.local.paths import runtime_dir
 from provisioning.providers.local.postgres import BIN, environment
 from tests.local.conftest import Homeserver, wait_for
 
+pytestmark = pytest.mark.xdist_group("agent")  # its server is that of the other tests of a real one
+
 
 def wanted(server: Homeserver) -> dict[str, Any]:
     """What Hearth asks for; it does not listen here, so there are no keys and WAL waits."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
@@ -133,9 +134,22 @@ def template() -> Iterator[Path]:
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch, template: Path) -> Iterator[Bench]:
-    monkeypatch.setattr(stream, "TURN", 0.1)
-    monkeypatch.setattr(agent, "TURN", 0.1)
+def bench(template: Path) -> Iterator[Bench]:
+    """A running cluster and a store; its engine does not run yet."""
+    with benched(template) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def benched(template: Path) -> Iterator[Bench]:
+    """Give a running cluster and a store, with an engine that will look around often."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "TURN", 0.1)
+        patch.setattr(agent, "TURN", 0.1)
+        yield from _bench(template)
+
+
+def _bench(template: Path) -> Iterator[Bench]:
     folder = Path(tempfile.mkdtemp(prefix="hb-", dir="/tmp"))
     folder.chmod(0o755)
     bench = Bench(folder)

@@ -16,6 +16,8 @@ from tests.backups.engine.backed import Backed, backed_up
 from tests.backups.engine.conftest import ORGANISATION
 from tests.bench.corruption import KINDS, damage_ours
 
+pytestmark = pytest.mark.xdist_group("backed")  # one server's backups, made once
+
 
 @pytest.fixture(scope="module")
 def whole() -> Iterator[Backed]:
@@ -143,7 +145,7 @@ def test_another_servers_objects_are_not_taken(backed: Backed) -> None:
 
 def test_every_random_fault_is_found(backed: Backed) -> None:
     """1,000 of them are `make bench BENCH=corruption`."""
-    faults = int(os.environ.get("CORRUPTION_FAULTS", "24"))
+    faults = int(os.environ.get("CORRUPTION_FAULTS", "12"))
 
     found = damage_ours(backed, faults, random.Random())
 

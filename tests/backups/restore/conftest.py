@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import signal
@@ -108,6 +109,13 @@ class Server(Bench):
 @pytest.fixture
 def server(bench: Bench) -> Iterator[Server]:
     """A server whose database runs; its engine does not yet."""
+    with served(bench) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def served(bench: Bench) -> Iterator[Server]:
+    """Give the server whose database a bench has."""
     found = Server(bench.folder)
     found.cluster = bench.cluster
     try:

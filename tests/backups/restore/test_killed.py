@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -15,17 +17,31 @@ import pytest
 from backups.engine.restore import disk
 from backups.engine.restore.errors import RestoreError
 from backups.engine.restore.request import Request
-from tests.backups.engine.conftest import wait_for
+from tests.backups.engine.conftest import benched, wait_for
 from tests.backups.restore.busy import Busy
-from tests.backups.restore.conftest import Server, end
+from tests.backups.restore.conftest import Server, end, served
 from tests.left_out import leave_out
 
-KILLS = 6
+pytestmark = pytest.mark.xdist_group("backed")  # one server's backups, made once
+KILLS = int(os.environ.get("KILLS", "3"))
+"""`make backups-long` has more."""
+
+
+@pytest.fixture(scope="module")
+def filled(template: Path) -> Iterator[Busy]:
+    """A server that was backed up under load, made once for all: nothing here writes to its store."""
+    with benched(template) as bench, served(bench) as server:
+        yield Busy(server).fill()
 
 
 @pytest.fixture
-def busy(server: Server) -> Busy:
-    return Busy(server).fill()
+def busy(filled: Busy) -> Iterator[Busy]:
+    yield filled
+    server = filled.server
+    for each in server.living:
+        each.stop()
+    server.living.clear()
+    shutil.rmtree(server.folder / "r", ignore_errors=True)
 
 
 def _left(folder: Path) -> list[psutil.Process]:

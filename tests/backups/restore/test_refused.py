@@ -24,6 +24,7 @@ from tests.backups.engine.conftest import ORGANISATION, SERVER, wait_for
 from tests.backups.restore.conftest import Server
 from tests.backups.s3_servers import S3Server, open_store
 
+pytestmark = pytest.mark.xdist_group("backed")  # one server's backups, made once
 ROWS = "SELECT coalesce(array_agg(id ORDER BY id), '{}') FROM message"
 
 
