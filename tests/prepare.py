@@ -76,11 +76,11 @@ def redis_tls() -> Path | None:
 
 
 def _browser() -> str:
-    return "" if browser() else _install(PACKAGE, "the tests in the browser, because there is no Chromium.", browser)
+    return "" if browser() else install(PACKAGE, "the tests in the browser, because there is no Chromium.", browser)
 
 
 def _hsm() -> str:
-    return "" if hsm() else _install(HSM, "the tests of the HSM, because there is no SoftHSM2.", hsm)
+    return "" if hsm() else install(HSM, "the tests of the HSM, because there is no SoftHSM2.", hsm)
 
 
 def _cluster() -> str:
@@ -115,10 +115,11 @@ def _install_server(package: str, fault: str, there: Callable[[], object]) -> st
     """Install a package that also brings a service, where nothing would start it: only its programs are wanted."""
     if INIT.exists():
         return f"{fault} Install your system's package {package}; its service need not run."
-    return _install(package, fault, there)
+    return install(package, fault, there)
 
 
-def _install(package: str, fault: str, there: Callable[[], object]) -> str:
+def install(package: str, fault: str, there: Callable[[], object]) -> str:
+    """Install a package of the system where that can be; return what is left out when it is not there afterwards."""
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         return f"{fault} Install your system's package {package}."
     _say(f"Installing {package} from the system's packages (once)")
