@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LEASES = "hearth"
 
 
-def _helper() -> Path:
+def helper_or_leave_out() -> Path:
+    """Return the render helper, or leave the running test out."""
     try:
         return helper()
     except Missing as missing:
@@ -52,7 +53,7 @@ class Operator:
         self._program = program
         self._environment = environment or {}
         self._options = ["--kubeconfig", str(kubeconfig), "--probe", probe, "--port", "0", "--diagnose-after", "1"]
-        self._options += ["--identity", name, "--helper", str(_helper()), *options]
+        self._options += ["--identity", name, "--helper", str(helper_or_leave_out()), *options]
         self.process: subprocess.Popen[bytes] | None = None
         self._http = httpx.Client(verify=False, trust_env=False, timeout=5)  # noqa: S501 (plain http on loopback)
         self._api = Api.from_kubeconfig(administrator or kubeconfig)

@@ -42,7 +42,7 @@ def _place() -> Path:
     given = os.environ.get("TEST_CLUSTER_BIN")
     if given and (path := Path(given) / NAME).exists():
         return path
-    content = b"\0".join((MODULE / name).read_bytes() for name in ("main.go", "go.mod", "go.sum"))
+    content = b"\0".join(path.read_bytes() for path in sorted((*MODULE.glob("*.go"), *MODULE.glob("go.*"))))
     return cache() / f"{NAME}-{sha256(content).hexdigest()[:16]}" / NAME
 
 

@@ -16,7 +16,6 @@ import (
 	"log"
 	"os"
 	"runtime/debug"
-	"sort"
 	"strings"
 	"sync"
 	"syscall"
@@ -26,8 +25,6 @@ import (
 	"helm.sh/helm/v3/pkg/chart"
 	"helm.sh/helm/v3/pkg/chart/loader"
 	"helm.sh/helm/v3/pkg/chartutil"
-	"helm.sh/helm/v3/pkg/engine"
-	"helm.sh/helm/v3/pkg/releaseutil"
 	"sigs.k8s.io/yaml"
 )
 
@@ -116,6 +113,7 @@ func capabilitiesOf(version string, kinds []string) (*chartutil.Capabilities, er
 // all the rest.
 type ready struct {
 	chart  *chart.Chart
+	engine *resident
 	schema *jsonschema.Schema
 }
 
@@ -124,8 +122,12 @@ func load(folder string) (*ready, error) {
 	if err != nil {
 		return nil, err
 	}
+	kept, err := reside(loaded)
+	if err != nil {
+		return nil, err
+	}
 	if len(loaded.Schema) == 0 {
-		return &ready{chart: loaded}, nil
+		return &ready{chart: loaded, engine: kept}, nil
 	}
 	found, err := jsonschema.UnmarshalJSON(bytes.NewReader(loaded.Schema))
 	if err != nil {
@@ -136,7 +138,7 @@ func load(folder string) (*ready, error) {
 		return nil, err
 	}
 	schema, err := compiler.Compile("values.schema.json")
-	return &ready{chart: loaded, schema: schema}, err
+	return &ready{chart: loaded, engine: kept, schema: schema}, err
 }
 
 func serve(folder string, capabilities *chartutil.Capabilities, workers int) {
@@ -212,7 +214,7 @@ func render(loaded *ready, capabilities *chartutil.Capabilities, asked request) 
 	if err != nil {
 		return nil, err
 	}
-	files, err := engine.Engine{}.Render(loaded.chart, values)
+	files, err := loaded.engine.render(values)
 	if err != nil {
 		return nil, err
 	}
@@ -221,18 +223,13 @@ func render(loaded *ready, capabilities *chartutil.Capabilities, asked request) 
 		have[digest] = true
 	}
 	var documents []document
-	for _, path := range paths(files) {
-		split := releaseutil.SplitManifests(files[path])
-		for _, name := range manifests(split) {
-			text := strings.TrimSpace(split[name])
-			if empty(text) {
-				continue
-			}
+	for _, name := range loaded.engine.names {
+		for _, text := range split(files[name]) {
 			sum := sha256.Sum256([]byte(text))
 			each := document{Digest: hex.EncodeToString(sum[:8])}
 			if !have[each.Digest] {
 				if each.Object, err = yaml.YAMLToJSON([]byte(text)); err != nil {
-					return nil, fmt.Errorf("%s: %w", path, err)
+					return nil, fmt.Errorf("%s: %w", name, err)
 				}
 			}
 			documents = append(documents, each)
@@ -241,24 +238,28 @@ func render(loaded *ready, capabilities *chartutil.Capabilities, asked request) 
 	return documents, nil
 }
 
-func paths(files map[string]string) []string {
-	var result []string
-	for path := range files {
-		if strings.HasSuffix(path, ".yaml") && !strings.Contains(path, "/templates/_") {
-			result = append(result, path)
+// split returns the documents of a file: what lies between lines that begin with "---", less what has only comments.
+func split(text string) []string {
+	var found []string
+	begin := 0
+	keep := func(end int) {
+		if each := strings.TrimSpace(text[begin:end]); !empty(each) {
+			found = append(found, each)
 		}
 	}
-	sort.Strings(result)
-	return result
-}
-
-func manifests(split map[string]string) []string {
-	names := make([]string, 0, len(split))
-	for name := range split {
-		names = append(names, name)
+	for at := 0; at < len(text); {
+		next := len(text)
+		if line := strings.IndexByte(text[at:], '\n'); line >= 0 {
+			next = at + line + 1
+		}
+		if strings.HasPrefix(text[at:], "---") {
+			keep(at)
+			begin = at + len("---")
+		}
+		at = next
 	}
-	sort.Sort(releaseutil.BySplitManifestsOrder(names))
-	return names
+	keep(len(text))
+	return found
 }
 
 // empty says whether a document has nothing but comments.
