@@ -20,6 +20,7 @@ from provisioning.models import Cluster, Region
 from provisioning.providers.base import ProviderError
 from provisioning.providers.kubernetes.kubeconfig import KubeconfigRefused, read
 from provisioning.providers.kubernetes.place import Bucket, Place, Postgres
+from security.transport.places import internal_address
 from tenants.errors import Refused
 from tenants.models import Server
 
@@ -58,6 +59,9 @@ COLUMNS = (
     "dns_addresses",
     "api_server_ranges",
     "priority_class",
+    "backup_image",
+    "backup_issuer",
+    "internal_address",
     "overlay",
     "etcd_encrypted",
 )
@@ -139,6 +143,9 @@ def place_of(cluster: Cluster) -> Place:
         hearth_namespace=cluster.hearth_namespace,
         dns_addresses=split(cluster.dns_addresses),
         api_server_ranges=split(cluster.api_server_ranges),
+        backup_image=cluster.backup_image,
+        backup_issuer=cluster.backup_issuer,
+        internal_address=cluster.internal_address or internal_address(settings.HEARTH),
         installation=settings.INSTALLATION,
         cluster_uid=cluster.cluster_uid,
         overlay=cluster.overlay,
@@ -336,6 +343,12 @@ def _look_inside(columns: dict[str, Any]) -> None:
     for field in ("ingress_namespace", "monitoring_namespace", "hearth_namespace"):
         if (name := columns.get(field)) and not LABEL.fullmatch(name):
             raise Refused(f"“{name[:70]}” is no name of a namespace. Nothing was changed.", field=field)
+    if (address := columns.get("internal_address")) and urlsplit(address).scheme != "https":
+        raise Refused("The internal listener has an https address. Nothing was changed.", field="internal_address")
+    if bool(columns.get("backup_image")) != bool(columns.get("backup_issuer")):
+        raise Refused(
+            "Backups need an image and an issuer. Nothing was changed. Give both, or neither.", field="backup_issuer"
+        )
     if (address := columns.get("ingress_address")) and not ADDRESS.fullmatch(address):
         raise Refused("The router's address is a host, or host:port. Nothing was changed.", field="ingress_address")
 

@@ -173,6 +173,7 @@ class ClusterAdmin(ModelAdmin):
                 "Inside the cluster",
                 {"fields": ("hearth_namespace", "dns_addresses", "api_server_ranges", "priority_class")},
             ),
+            ("Backups", {"fields": ("backup_image", "backup_issuer", "internal_address")}),
             ("More", {"fields": ("overlay",)}),
         )
 

@@ -159,6 +159,27 @@ class Cluster(models.Model):
         help_text="Where the API server lies, as 10.0.0.1/32, split by commas. Empty: databases may reach any address "
         "on its ports.",
     )
+    backup_image = models.CharField(
+        max_length=400,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="The backup engine's image. Empty: servers here are not backed up.",
+    )
+    backup_issuer = models.CharField(
+        max_length=200,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="A ClusterIssuer whose certificates Hearth's internal listener trusts, for the backup engines.",
+    )
+    internal_address = models.CharField(
+        max_length=300,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="Where pods reach Hearth's internal listener, as https://host:port. Empty: as Hearth's settings say.",
+    )
     cluster_uid = models.CharField(
         max_length=64,
         default="",

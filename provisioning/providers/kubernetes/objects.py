@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from provisioning.providers.base import ProviderError, ServerSpec
+from provisioning.providers.kubernetes import backing
 from provisioning.providers.kubernetes.place import Place
 from provisioning.providers.local.keys import verify_key
 from tenants.releases import Release, ReleaseRefused, find
@@ -76,6 +77,21 @@ def secret(spec: ServerSpec, place: Place) -> Object:
     }
 
 
+def backup_secret(spec: ServerSpec, place: Place) -> Object | None:
+    """Return the Secret that only the agent and the database's operator read; None for a server without backups."""
+    if not backing.is_backed_up(spec, place):
+        return None
+    found = backing.content(spec, place, signing_key_id(spec))
+    labels = {**_labels(spec), "cnpg.io/reload": "true"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "type": "kubernetes.io/basic-auth",
+        "metadata": {"name": backing.SECRET, "namespace": namespace_of(spec.server_id), "labels": labels},
+        "data": {key: base64.b64encode(value).decode() for key, value in found.items()},
+    }
+
+
 def revision(spec: ServerSpec, place: Place) -> str:
     """Return what changes with the Secret's content and tells nothing about it: most of it is random words."""
     content = json.dumps(_content(spec, place), sort_keys=True)
@@ -108,6 +124,7 @@ def matrix_server(spec: ServerSpec, place: Place, before: Mapping[str, Any] | No
         "monitoring": {"enabled": True} if place.monitoring else None,
         "priorityClass": place.priority_class,
         "secret": {"name": SECRET, "revision": revision(spec, place), "signingKeyId": signing_key_id(spec)},
+        "backup": backing.part(spec, place, signing_key_id(spec)) if backing.is_backed_up(spec, place) else None,
         "suspended": {"message": spec.suspend_message} if spec.suspended else None,
     }
     found = laid_over(_without_nothing(wanted), _named(place.overlay, spec.server_id))

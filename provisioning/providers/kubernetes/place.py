@@ -69,6 +69,12 @@ class Place:
     hearth_namespace: str = ""
     dns_addresses: tuple[str, ...] = ()
     api_server_ranges: tuple[str, ...] = ()
+    backup_image: str = ""
+    """The backup engine's; without it servers here are not backed up."""
+    backup_issuer: str = ""
+    """A ClusterIssuer that Hearth's internal listener trusts, for the agents' certificates."""
+    internal_address: str = ""
+    """Where pods reach that listener, as `https://host:port`."""
     installation: str = ""
     """What this Hearth is called. Servers of another are left alone; empty asks nobody."""
     cluster_uid: str = ""

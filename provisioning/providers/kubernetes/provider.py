@@ -92,6 +92,8 @@ class KubernetesProvider(Recoveries):
             if before["metadata"].get("deletionTimestamp"):
                 raise ProviderError("The server is being removed from its cluster.", code="NamespaceTerminating")
         self._writer.write(objects.secret(spec, self._place), fence, secret=True)
+        if (backup := objects.backup_secret(spec, self._place)) is not None:
+            self._writer.write(backup, fence, secret=True)
         wanted = objects.matrix_server(spec, self._place, (before or {}).get("spec"))
         self._writer.write(wanted, fence)
         if before is not None and before["spec"]["synapse"]["version"] != spec.version:

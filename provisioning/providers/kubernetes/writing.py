@@ -108,7 +108,8 @@ class Writer:
                 "apiVersion": "v1",
                 "kind": "DeleteOptions",
                 "preconditions": _as_seen(seen),
-                "propagationPolicy": "Foreground" if seen["kind"] == "MatrixServer" else "Background",
+                # A server's parts go after it, not before: its last backup needs them.
+                "propagationPolicy": "Background",
             }
             try:
                 self._client.request("DELETE", path, body)
