@@ -15,12 +15,12 @@ from unfold.admin import ModelAdmin
 from unfold.widgets import UnfoldAdminPasswordWidget
 
 from backups import places, policies
-from backups.models import Alarm, Policy, Proof, RegionStores, RestorePoint, Shelf, Store
+from backups.models import Alarm, Policy, RegionStores, RestorePoint, Shelf, Store
+from backups.proofs import admin as _proofs  # noqa: F401 (registers its pages)
 from observability.console import ReadOnlyAdmin, column, megabytes, moment
 from tenants.errors import Refused
 
 POINT_TONES = {"whole": "good", "damaged": "bad", "gone": "idle"}
-RESULT_TONES = {"passed": "good", "failed": "bad", "missed": "bad", "": "busy"}
 WORDS = {"on": "On", "off": "Off", "unsupported": "Not supported", "unknown": "Not known"}
 SPACED = '<li style="margin-bottom: .5rem"><strong>{}</strong> · {}: {}</li>'
 KEPT = "Sealed and never shown again; leave it empty to keep the one that is there."
@@ -212,25 +212,6 @@ class RestorePointAdmin(ReadOnlyAdmin):
     @column("stored", order="stored_bytes")
     def size(self, row: RestorePoint) -> str:
         return megabytes(row.stored_bytes)
-
-
-@admin.register(Proof)
-class ProofAdmin(ReadOnlyAdmin):
-    """What was tried, and what came of it."""
-
-    list_display = ["when", "server", "kind", "how_it_went", "summary"]
-    list_filter = ["kind", "result"]
-    list_select_related = ["server"]
-    search_fields = ["server__server_name", "point"]
-    ordering = ["-begun"]
-
-    @column("began", order="begun")
-    def when(self, row: Proof) -> str:
-        return moment(row.begun)
-
-    @column("result", order="result", tones=RESULT_TONES)
-    def how_it_went(self, row: Proof) -> tuple[str, str]:
-        return row.result, row.get_result_display() if row.result else "In progress"
 
 
 @admin.register(Alarm)

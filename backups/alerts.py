@@ -41,6 +41,8 @@ TROUBLE = timedelta(minutes=5)
 RECENT = timedelta(days=1)
 """So long a gap or a check that failed is told."""
 PROOF_LATE = timedelta(days=1)
+SHOWN_FOR = timedelta(days=40)
+"""Longer than between two recovery tests by any policy."""
 AGAIN_AFTER = timedelta(days=1)
 SHOWN = 20
 OWNERS = (Cause.NONE, Cause.LATE, Cause.BEHIND, Cause.GAP, Cause.DAMAGED)
@@ -179,7 +181,11 @@ def _damaged(at: datetime) -> list[Found]:  # noqa: ARG001 (one signature for al
 def _proof(at: datetime) -> list[Found]:
     kinds = dict(Proof.Kind.choices)
     bad = (Proof.Result.FAILED, Proof.Result.MISSED)
-    rows = Proof.objects.filter(begun__gt=at - RECENT, result__in=bad, server__deleted__isnull=True).order_by("begun")
+    ended = Proof.objects.filter(begun__gt=at - SHOWN_FOR, server__deleted__isnull=True).exclude(result="")
+    # A test comes every few days: what the last of its kind found stays true until another one passes.
+    same = {"server": OuterRef("server"), "kind": OuterRef("kind")}
+    later = Proof.objects.filter(**same, begun__gt=OuterRef("begun")).exclude(result="")
+    rows = ended.filter(~Exists(later), result__in=bad).order_by("begun")
     late = ServerBackups.objects.filter(server__in=_served(), next_proof__lt=at - PROOF_LATE)
     missed = [
         Found(pk, f"A recovery test was due at {_told(due)}.") for pk, due in late.values_list("pk", "next_proof")

@@ -53,6 +53,9 @@ class Card:
     order: Order | None
     failed: Order | None
     proof: Proof | None
+    """The last recovery test, however it ended."""
+    proved: Proof | None
+    """The last one that passed."""
     now: datetime
 
     @property
@@ -75,6 +78,7 @@ def card(server: Server, page: str | None = None) -> Card:
     orders = Order.objects.filter(server=server)
     latest = orders.filter(kind="backup").first()
     policy = policy_of(server)
+    tests = Proof.objects.filter(server=server, kind=Proof.Kind.RECOVERY)
     return Card(
         server=server,
         row=row,
@@ -85,7 +89,8 @@ def card(server: Server, page: str | None = None) -> Card:
         windows=windows(server, policy, now),
         order=orders.filter(state__in=OPEN).first(),
         failed=latest if latest is not None and latest.state == Order.State.FAILED else None,
-        proof=Proof.objects.filter(server=server, kind=Proof.Kind.RECOVERY).exclude(result="").first(),
+        proof=tests.exclude(result="").first(),
+        proved=tests.filter(result=Proof.Result.PASSED).first(),
         now=now,
     )
 

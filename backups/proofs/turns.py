@@ -78,11 +78,12 @@ def _steps(context: Context) -> None:
         _failed(context, Unproved(FAULT), retry=True, most=3)
 
 
-def _failed(context: Context, error: Exception, *, retry: bool, most: int = MOST_FAILURES) -> None:
+def _failed(context: Context, error: Exception, *, retry: bool, most: int = 0) -> None:
     """Try the step again later, or end the proof."""
     lease, proof = context.lease, context.proof
     failures = proof.failures + 1
-    if retry and failures < most:
+    if retry and failures < (most or MOST_FAILURES):
+        log.warning("Proof %s is tried again at “%s”: %s", proof.pk, proof.step, error)
         lease.set(failures=failures)
         lease.hand_back(timedelta(seconds=min(FIRST_WAIT * 2**failures, LONGEST_WAIT)))
         return

@@ -168,6 +168,7 @@ UNFOLD = {
                     _link("Alarms", "notification_important", "backups_alarm"),
                     _link("Restore points", "settings_backup_restore", "backups_restorepoint"),
                     _link("Proofs", "fact_check", "backups_proof"),
+                    _link("Drills", "emergency", "backups_drill"),
                     _link("What stores hold", "inventory_2", "backups_shelf"),
                     _link("Stores", "database", "backups_store"),
                     _link("Stores of regions", "lan", "backups_regionstores"),

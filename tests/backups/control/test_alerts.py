@@ -109,7 +109,11 @@ def test_a_check_that_failed_or_was_missed(well: ServerBackups, result: str) -> 
     )
     assert causes() == {"proof"}
     assert "Two objects." in Alarm.objects.get().text
-    Proof.objects.update(begun=timezone.now() - timedelta(hours=25))
+    Proof.objects.update(begun=timezone.now() - timedelta(days=6))
+    assert causes() == {"proof"}, "it stays true until another one passes"
+    Proof.objects.create(server=well.server, kind="recovery", begun=timezone.now(), result="passed")
+    assert causes() == {"proof"}
+    Proof.objects.create(server=well.server, kind="reading", begun=timezone.now(), result="passed")
     assert causes() == set()
 
 
