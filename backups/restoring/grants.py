@@ -7,6 +7,7 @@ from datetime import timedelta
 
 from audit.services import SYSTEM
 from backups.models import Restore
+from backups.proofs import ends
 from provisioning.models import Operation
 from provisioning.providers.base import ProviderError
 from provisioning.steps import Context, NotYet
@@ -24,9 +25,7 @@ def keep(context: Context, row: Restore) -> uuid.UUID:
     try:
         return _renewed(row) or _opened(context, row)
     except GrantTaken:
-        context.note(
-            "Another restore or a recovery test of this server is running. This one begins when that has ended."
-        )
+        context.note("Something else reads the backups of this server. This restore begins when that has ended.")
         raise NotYet from None
     except DataKeyRefused as refusal:
         raise ProviderError(str(refusal), code="KeysRefused", retry=refusal.status >= 500) from None
@@ -63,6 +62,7 @@ def _renewed(row: Restore) -> uuid.UUID | None:
 
 def _opened(context: Context, row: Restore) -> uuid.UUID:
     server = context.server
+    ends.give_way(server.pk, "a restore that somebody asked for comes first")
     with context.transaction():
         return grants.open_grant(
             SYSTEM,
