@@ -101,7 +101,7 @@ class Policy(Part, frozen=True, kw_only=True):
     """How long one data key serves the write-ahead log (decision 19)."""
     spool_bytes: int = 2 * 2**30
     """WAL that waits for a store that is away; beyond this it is given up rather than the customer's disk."""
-    uploads: int = 3
+    uploads: int = 2
     compression: int = 1
     """Of zstd. 3 costs twice the processor's time for a few percent less."""
     base_rate_kb: int = 0

@@ -71,7 +71,7 @@ def result(found: Figures) -> dict[str, float]:
         "backup_over_best": best["backup"] / mid["hearth_backup"],
         "restore_over_best": best["restore"] / mid["hearth_restore"],
         "unchanged_s": mid["hearth_moment"],
-        "peak_mb": max(found["hearth_mb"]),
+        "peak_mb": max(*found["hearth_backup_mb"], *found["hearth_restore_mb"]),
         "unchanged_point_s": mid["hearth_point"] - mid["basebackup"],
         **{f"best_{verb}_s": value for verb, value in best.items()},
         **{name if name.endswith("_mb") else f"{name}_s": value for name, value in mid.items()},
@@ -114,7 +114,8 @@ def _ours(ground: Ground, place: str, before: str, found: Figures) -> None:
         _same(ground.media, target / "media")
         shutil.rmtree(target)
         _keep(found, "hearth_restore", {**parts, "all": parts["all"] + starting, "start": starting})
-        found["hearth_mb"].append(hearth.peak_mb)
+        for verb, value in hearth.peak_mb.items():
+            found[f"hearth_{verb}_mb"].append(value)
     finally:
         hearth.end()
 

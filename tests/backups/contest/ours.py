@@ -56,7 +56,7 @@ class Hearth:
         )
         self._keys = folder / "keys"
         self._point = ""
-        self.peak_mb = 0.0
+        self.peak_mb: dict[str, float] = {}
 
     def _settings(self) -> Settings:
         database = Database(host=str(self.ground.cluster.folder), password_file=str(self.ground.password))
@@ -81,7 +81,7 @@ class Hearth:
             self._start()
             stored = self._await("point-stored")
         self._point = stored["point"]
-        self.peak_mb = max(self.peak_mb, watch.peak_mb)
+        self.peak_mb["backup"] = watch.peak_mb
         return {"all": watch.seconds}
 
     def unchanged(self) -> dict[str, float]:
@@ -122,7 +122,7 @@ class Hearth:
         lines = [json.loads(line) for line in told.splitlines()]
         if process.returncode != 0:
             raise RuntimeError(f"the restore failed: {lines[-1]}")
-        self.peak_mb = max(self.peak_mb, watch.peak_mb)
+        self.peak_mb["restore"] = watch.peak_mb
         parts = next(line for line in lines if line["event"] == "restored")["seconds"]
         return {"all": watch.seconds, **{name: value for name, value in parts.items() if name != "all"}}
 
