@@ -22,7 +22,8 @@ from django.utils import timezone
 from accounts.alerts import mail_staff
 from accounts.models import User
 from backups import shelves
-from backups.models import Alarm, Line, Policy, Proof, RegionStores, RestorePoint, ServerBackups, Shelf
+from backups.models import Alarm, Copy, Line, Policy, Proof, RegionStores, RestorePoint, ServerBackups, Shelf
+from backups.restoring import reads
 from backups.selectors import PROMISED_RPO, SLACK
 from notifications.links import public_url
 from notifications.models import Mail
@@ -130,6 +131,7 @@ def _behind(at: datetime) -> list[Found]:
 
 def _gap(at: datetime) -> list[Found]:
     rows = Line.objects.filter(server__in=_served(), until__gt=at - RECENT).exclude(ended="").order_by("until")
+    rows = rows.exclude(reads.ended_by_restore())
     return [
         Found(pk, f"The history ended at {_told(until)} ({why}), and another began. Seconds between can't be restored.")
         for pk, until, why in rows.values_list("server", "until", "ended")
@@ -160,11 +162,27 @@ def _copy(at: datetime) -> list[Found]:
     oldest = Coalesce("copied_until", F("begun"), output_field=DateTimeField())
     lag = ExpressionWrapper(F("until") - COPY_LAG, output_field=DateTimeField())
     late = rows.annotate(oldest=oldest).filter(oldest__lt=lag, begun__lt=at - COPY_LAG)
-    return [
+    faults = dict(Copy.objects.filter(fault_since__lt=at - TROUBLE).values_list("server", "fault"))
+    found = [
         Found(
-            pk, f"The second store has everything up to {_told(until)}." if until else "Nothing is in the second store."
+            pk,
+            (f"The second store has everything up to {_told(until)}." if until else "The second store lacks backups.")
+            + (f" {faults.pop(pk)}" if pk in faults else ""),
         )
         for pk, until in late.values_list("pk", "copied_until")
+    ]
+    return found + [Found(pk, text) for pk, text in faults.items()]
+
+
+def _plan(at: datetime) -> list[Found]:
+    rows = Shelf.objects.filter(promised__gt=0, promised_until__gt=at, server__in=_served())
+    return [
+        Found(
+            pk,
+            f"Restore points that are older than the plan keeps them now: {count}. They were promised until "
+            f"{_told(until)} at the latest, and nothing is removed before.",
+        )
+        for pk, count, until in rows.values_list("server", "promised", "promised_until")
     ]
 
 
@@ -212,6 +230,7 @@ _FINDERS: dict[Cause, Callable[[datetime], list[Found]]] = {
     Cause.SILENT: _silent,
     Cause.FAULT: _fault,
     Cause.COPY: _copy,
+    Cause.PLAN: _plan,
     Cause.DAMAGED: _damaged,
     Cause.PROOF: _proof,
     Cause.EXPIRY: _expiry,

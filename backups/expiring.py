@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.db import transaction
+from django.db.models import Count, Max
 
 from audit.services import SYSTEM, record
 from backups import checking, places, shelves
@@ -27,6 +28,8 @@ from tenants.models import Server
 
 State = RestorePoint.State
 AT_ONCE = 500
+BEHIND = timedelta(hours=36)
+"""So much later everything goes from a second store: what the first still has would only be copied to it again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,9 @@ def turn(shelf: Shelf, *, dry_run: bool = False) -> Turn:
     """Do one turn. Raises `StoreError`, `SecurityError`; what was removed until then was unneeded."""
     with places.opened(shelf.store, shelf.server_id) as store:
         at = shelves.now()
-        if is_over(shelf.server, at):
+        # What has expired by this moment goes.
+        over = at - BEHIND if shelves.is_second(shelf) else at
+        if is_over(shelf.server, over):
             return _empty(store, shelf, dry_run=dry_run)
         expected, cache = checking.known_points(shelf), dict[str, bytes]()
         catalogue = Catalogue.read(store, *_whose(shelf.server), cache=cache)
@@ -52,7 +57,7 @@ def turn(shelf: Shelf, *, dry_run: bool = False) -> Turn:
         if held := _held(shelf.server, missing):
             done = Turn(expired=None, held=held)
         else:
-            done = Turn(expired=_expire(store, shelf, catalogue, cache, at, dry_run=dry_run))
+            done = Turn(expired=_expire(store, shelf, catalogue, cache, over, dry_run=dry_run))
         if not dry_run:
             _ended(shelf, catalogue, done, at)
         return done
@@ -67,11 +72,13 @@ def run(pk: int) -> None:
         shelves.failed(shelf, error)
 
 
-def retention_of(server: Server) -> Retention:
-    """Return how long a server's backups are kept."""
+def retention_of(server: Server, at: datetime) -> Retention:
+    """Return how long a server's backups are kept: by its policy now, and nothing for less long than was promised."""
     policy = policy_of(server)
     days = max(policy.retention_days, policy.final_days) if server.deleted else policy.retention_days
-    return Retention(days=days, window_days=policy.window_days)
+    rows = RestorePoint.objects.filter(server=server, keep_until__gt=at)
+    promised = frozenset(rows.values_list("identity", flat=True))
+    return Retention(days=days, window_days=policy.window_days, promised=promised)
 
 
 def is_over(server: Server, at: datetime) -> bool:
@@ -101,7 +108,7 @@ def _expire(
     *,
     dry_run: bool,
 ) -> Expired:
-    retention = retention_of(shelf.server)
+    retention = retention_of(shelf.server, at)
     if not dry_run and shelves.is_first(shelf):
         _tell(shelf.server, catalogue, plan(catalogue, retention, at).points, at)
     return expire(store, *_whose(shelf.server), retention, now=at, dry_run=dry_run, cache=cache)
@@ -122,6 +129,7 @@ def _ended(shelf: Shelf, catalogue: Catalogue, done: Turn, at: datetime) -> None
     sizes = {name: each.size for name, each in catalogue.objects.items()}
     gone = set(done.expired.removed) if done.expired else set()
     waiting = done.expired.waiting if done.expired else ()
+    promised = _promised(shelf.server, at)
     Shelf.objects.filter(pk=shelf.pk).update(
         turned=at,
         next_turn=at + shelves.EVERY,
@@ -129,9 +137,19 @@ def _ended(shelf: Shelf, catalogue: Catalogue, done: Turn, at: datetime) -> None
         bytes_there=sum(size for name, size in sizes.items() if name not in gone),
         bytes_waiting=sum(sizes.get(name, 0) for name in waiting),
         removed=at if gone else shelf.removed,
+        promised=promised[0],
+        promised_until=promised[1],
         fault=done.held,
         fault_since=(shelf.fault_since or at) if done.held else None,
     )
+
+
+def _promised(server: Server, at: datetime) -> tuple[int, datetime | None]:
+    """Return how many restore points are kept for a promise alone, and until when the last of them is."""
+    over = at - timedelta(days=policy_of(server).retention_days)
+    rows = RestorePoint.objects.filter(server=server, at__lt=over, keep_until__gt=at).exclude(state=State.GONE)
+    found = rows.aggregate(count=Count("pk"), last=Max("keep_until"))
+    return found["count"], found["last"]
 
 
 def _empty(store: Store, shelf: Shelf, *, dry_run: bool) -> Turn:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from django.db.models import Count, Max, Min, Sum
+from datetime import timedelta
+from typing import Any
+
+from django.db.models import Count, DurationField, ExpressionWrapper, F, Max, Min, Q, Sum
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
-from backups.models import Alarm, ServerBackups, Shelf
+from backups.copying import leases
+from backups.models import Alarm, Copy, RegionStores, ServerBackups, Shelf
 from observability.gauges import Rows, gauge
 from tenants.models import Server
 
@@ -29,6 +34,49 @@ def rpo() -> Rows:
 def copy_lag() -> Rows:
     """Look at all servers."""
     return [([], ServerBackups.objects.aggregate(most=Max("copy_lag_bytes"))["most"] or 0)]
+
+
+LATE = (60, 300, 900, 3600, 4 * 3600, 24 * 3600)
+"""Seconds. 900 is what is promised for the day on which a region is lost."""
+WORST = 20
+
+
+@gauge(
+    "hearth_backup_copy_late_servers", "Servers whose second store is more than so many seconds behind.", ["seconds"]
+)
+def copies_late() -> Rows:
+    """Count servers. One number for each server would be 100,000 series in each scrape; the worst have theirs."""
+    counts = {str(each): Count("pk", filter=Q(lag__gt=timedelta(seconds=each))) for each in LATE}
+    return [([seconds], count) for seconds, count in _copied().aggregate(**counts).items()]
+
+
+@gauge("hearth_backup_copy_lag_seconds", "How far the second store of a server is behind: the worst ones.", ["server"])
+def copies_worst() -> Rows:
+    """Name the servers whose second stores are furthest behind."""
+    worst = _copied().filter(until__gt=F("begun")).order_by("-lag").values("server", "lag")[:WORST]
+    return [([str(each["server"])], max(each["lag"].total_seconds(), 0.0)) for each in worst]
+
+
+@gauge("hearth_backup_copy_waiting_seconds", "How long the copy that is due for longest has waited for a worker.")
+def copies_waiting() -> Rows:
+    """Tell whether there are enough workers for copies (HEARTH_COPIES)."""
+    oldest = leases.due().values_list("next_turn", flat=True).first()
+    return [([], max((timezone.now() - oldest).total_seconds(), 0.0) if oldest else 0.0)]
+
+
+@gauge("hearth_backup_copies_at_fault", "Copies that can't go on, by why.", ["code"])
+def copies_at_fault() -> Rows:
+    """Count copies whose last turn failed."""
+    rows = Copy.objects.filter(fault_since__isnull=False).order_by().values_list("fault_code").annotate(Count("pk"))
+    return [([code], count) for code, count in rows]
+
+
+def _copied() -> Any:
+    """Return the servers that have a second store, and how far behind it is."""
+    regions = RegionStores.objects.filter(second__isnull=False).values("region__code")
+    rows = ServerBackups.objects.filter(server__deleted__isnull=True, server__region__in=regions, begun__isnull=False)
+    lag = ExpressionWrapper(F("until") - Coalesce("copied_until", "begun"), output_field=DurationField())
+    return rows.annotate(lag=lag)
 
 
 @gauge("hearth_backup_stored_bytes", "What lies in a store, as the last look through it found.", ["store"])

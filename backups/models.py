@@ -8,6 +8,7 @@ from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import F, Q
 
+from backups.copying.models import Copy
 from backups.proofs.models import Drill, Proof
 from backups.restoring.models import Restore
 from provisioning.models import Region
@@ -15,8 +16,8 @@ from security.fields import SealedTextField
 from tenants.models import Plan, Server
 
 __all__ = [
-    "LEAST_RETENTION", "Alarm", "Drill", "Line", "Order", "Policy", "Proof", "RegionStores", "Restore", "RestorePoint",
-    "ServerBackups", "Shelf", "Store",
+    "LEAST_RETENTION", "Alarm", "Copy", "Drill", "Line", "Order", "Policy", "Proof", "RegionStores", "Restore",
+    "RestorePoint", "ServerBackups", "Shelf", "Store",
 ]  # fmt: skip
 LEAST_RETENTION = 30
 """Days that no policy goes below: people notice a loss weeks later."""
@@ -66,6 +67,12 @@ class RegionStores(models.Model):
     region = models.OneToOneField(Region, primary_key=True, on_delete=models.CASCADE, related_name="stores")
     first = models.ForeignKey(Store, on_delete=models.PROTECT, related_name="first_of")
     second = models.ForeignKey(Store, null=True, blank=True, on_delete=models.PROTECT, related_name="second_of")
+    copy_megabytes = models.PositiveIntegerField(
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1)],
+        help_text="MB a second that all copies between the two take at most. Empty: no bound.",
+    )
 
     class Meta:
         verbose_name = verbose_name_plural = "stores of a region"
@@ -269,6 +276,12 @@ class Shelf(models.Model):
     bytes_there = models.PositiveBigIntegerField(default=0)
     bytes_waiting = models.PositiveBigIntegerField(default=0, help_text="No longer needed; removed a day later.")
     removed = models.DateTimeField(null=True, help_text="When something that had expired was last removed.")
+    promised = models.PositiveIntegerField(
+        default=0,
+        db_default=0,
+        help_text="Restore points older than the policy keeps them now: it was longer when they were made.",
+    )
+    promised_until = models.DateTimeField(null=True, help_text="When the last of them goes.")
     fault = models.TextField(blank=True, help_text="Why the last look failed; nothing was removed then.")
     fault_since = models.DateTimeField(null=True)
 
@@ -278,6 +291,7 @@ class Shelf(models.Model):
         indexes = [
             models.Index(fields=["next_turn"], name="shelf_due"),
             models.Index(fields=["fault_since"], name="shelf_at_fault", condition=Q(fault_since__isnull=False)),
+            models.Index(fields=["promised_until"], name="shelf_promised", condition=Q(promised__gt=0)),
         ]
 
     def __str__(self) -> str:
@@ -298,6 +312,7 @@ class Alarm(models.Model):
         DAMAGED = "damaged", "A restore point is damaged"
         PROOF = "proof", "A check failed or did not take place"
         EXPIRY = "expiry", "A store can't be looked through"
+        PLAN = "plan", "More is kept than the plan asks for"
 
     server = models.ForeignKey(Server, on_delete=models.CASCADE, related_name="backup_alarms")
     cause = models.CharField(max_length=8, choices=Cause)

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.db import transaction
@@ -14,6 +15,7 @@ from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
 from audit.services import record
+from backups.copying import verbs
 from backups.engine.stores import base
 from backups.engine.stores.base import StoreError
 from backups.engine.stores.folder import FolderStore
@@ -29,10 +31,14 @@ OWN = "hearth-check"
 
 @contextlib.contextmanager
 @sensitive_variables()
-def opened(store: Store, server: uuid.UUID) -> Iterator[base.Store]:
-    """Open what a store holds of one server; it is never made here. Raises `StoreError`, `SecurityError`."""
+def opened(store: Store, server: uuid.UUID, *, make: bool = False) -> Iterator[base.Store]:
+    """Open what a store holds of one server. Raises `StoreError`, `SecurityError`.
+
+    A folder is made only with `make`, and only where the store was checked: that mark is on its disk.
+    """
     if store.kind == Store.Kind.FOLDER:
-        yield FolderStore(store.code, Path(store.folder) / str(server))
+        root = Path(store.folder)
+        yield FolderStore(store.code, root / str(server), make=make and (root / OWN).is_dir())
         return
     with contextlib.closing(_bucket(store, str(server))) as found:
         yield found
@@ -114,18 +120,57 @@ def refuse(row: Store, before: dict[str, str]) -> None:
         raise Refused(f"{text} Nothing was changed.", field=moved[0])
 
 
-@transaction.atomic
 def choose_stores(actor: Any, *, chosen: RegionStores) -> RegionStores:
-    """Say where a region's servers are backed up to. Backups that lie elsewhere stay there until they expire."""
+    """Say where a region's servers are backed up to. Backups that lie elsewhere stay there until they expire.
+
+    A store that becomes a second one is asked first whether it can be used: no form shows that its disk is missing.
+    """
+    refuse_pair(chosen)
+    known = RegionStores.objects.filter(region_id=chosen.region_id).first()
+    if chosen.second is not None and (known is None or known.second_id != chosen.second_id):
+        found = check(actor, store=chosen.second)
+        if found.fault:
+            raise Refused(f"{chosen.second} can't be used: {found.fault} Nothing was changed.", field="second")
+    with transaction.atomic():
+        known = RegionStores.objects.select_for_update(of=("self",)).filter(region_id=chosen.region_id).first()
+        before = _pair(known) if known else {}
+        chosen.save()
+        if known and _pair(known) != _pair(chosen):
+            verbs.begin_anew(chosen)
+        record(actor=actor, verb="backups.stores", object=chosen.region, before=before, after=_pair(chosen))
+    return chosen
+
+
+def refuse_pair(chosen: RegionStores) -> None:
+    """Raise `Refused` for two stores that are one."""
+    if chosen.second is None:
+        return
     if chosen.second_id == chosen.first_id:
         text = "The second store is another one than the first: it is for the day on which that is lost."
         raise Refused(f"{text} Nothing was changed.", field="second")
-    known = RegionStores.objects.select_for_update().filter(region_id=chosen.region_id).first()
-    before = {"first": known.first.code, "second": known.second.code if known.second else ""} if known else {}
-    chosen.save()
-    after = {"first": chosen.first.code, "second": chosen.second.code if chosen.second else ""}
-    record(actor=actor, verb="backups.stores", object=chosen.region, before=before, after=after)
-    return chosen
+    if _lies(chosen.first) == _lies(chosen.second):
+        text = "Both stores lie in the same place, so they would be lost together. Choose another."
+        raise Refused(f"{text} Nothing was changed.", field="second")
+
+
+def together(chosen: RegionStores) -> str:
+    """Return what to think of where two different stores share a machine; empty where none can be seen."""
+    first, second = chosen.first, chosen.second
+    if second is None or first.kind != second.kind:
+        return ""
+    if first.kind == Store.Kind.S3:
+        if urlsplit(first.endpoint).netloc != urlsplit(second.endpoint).netloc:
+            return ""
+        return "Both buckets lie on the same S3 server. What takes that away takes both."
+    return "Both folders lie on this machine. Give each a disk of its own at least, better another building."
+
+
+def _lies(store: Store) -> tuple[str, ...]:
+    return (store.kind, store.folder.rstrip("/")) if store.folder else (store.kind, store.endpoint, store.bucket)
+
+
+def _pair(stores: RegionStores) -> dict[str, str]:
+    return {"first": stores.first.code, "second": stores.second.code if stores.second else ""}
 
 
 def _shown(row: Store) -> dict[str, str]:

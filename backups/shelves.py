@@ -14,7 +14,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from backups.engine.stores.base import StoreError
-from backups.models import RegionStores, ServerBackups, Shelf
+from backups.models import Copy, RegionStores, ServerBackups, Shelf
 from security.errors import SecurityError
 
 EVERY = timedelta(days=1)
@@ -38,7 +38,8 @@ def make_missing() -> int:
         here = ServerBackups.objects.filter(server__region=stores.region.code, reported__isnull=False)
         wanted = [(stores.first_id, here)]
         if stores.second_id:
-            wanted.append((stores.second_id, here.filter(copied_until__isnull=False)))
+            copied = Copy.objects.filter(target=stores.second_id, turned__isnull=False)
+            wanted.append((stores.second_id, here.filter(server__in=copied.values("server"))))
         for store_id, rows in wanted:
             lacking = rows.exclude(server__shelves__store=store_id).values_list("server_id", flat=True)[:AT_ONCE]
             new = [Shelf(server_id=each, store_id=store_id, next_turn=first_turn(each)) for each in lacking]
@@ -77,3 +78,8 @@ def failed(shelf: Shelf, error: StoreError | SecurityError) -> None:
 def is_first(shelf: Shelf) -> bool:
     """Return whether this is where the server's engine writes, whose marks the manifests have."""
     return RegionStores.objects.filter(region__code=shelf.server.region, first=shelf.store_id).exists()
+
+
+def is_second(shelf: Shelf) -> bool:
+    """Return whether it is filled by copies from the first."""
+    return RegionStores.objects.filter(region__code=shelf.server.region, second=shelf.store_id).exists()

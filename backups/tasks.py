@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 
 from django.utils import timezone
 
 from backups import alerts, checking, expiring, orders, shelves
+from backups.copying import schedule as copies
 from backups.proofs import drills, ends, schedule, turns
 from backups.restoring import upkeep
 from observability.tasks import task
 
+COPY_TURN = 30.0
+"""Seconds after which a worker lets other work come before the next copy."""
 SOON = 5.0
 """Seconds within which a proof is looked at again by its own message; after longer the clock finds it."""
 
@@ -33,6 +37,22 @@ def look_due() -> None:
 def look_through(pk: int) -> None:
     """Look through what a store holds of a server, and remove what has expired."""
     expiring.run(pk)
+
+
+@task()
+def copy_due() -> None:
+    """Have backups copied to second stores: one message for each that may run beside those that do."""
+    copies.make_missing()
+    copies.pass_quiet()
+    for _ in range(copies.wanted()):
+        copy_some.delay()
+
+
+@task()
+def copy_some() -> None:
+    """Copy for a while, whoever has waited longest first."""
+    if copies.copy_some(time.monotonic() + COPY_TURN, time.monotonic):
+        copy_some.delay()
 
 
 @task()

@@ -36,6 +36,8 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True):
     weeks: int = 0
     """The newest restore point of each of so many weeks."""
     months: int = 0
+    promised: frozenset[str] = frozenset()
+    """Restore points that are kept whatever the days say: they were promised for longer when they were made."""
 
     def __post_init__(self) -> None:
         if self.days < LEAST_DAYS:
@@ -82,7 +84,7 @@ def kept_points(points: Iterable[Point], retention: Retention, now: datetime, ag
         # A copy in another store is made later than what it is a copy of, which counts for its age alone.
         told = max(point.at, names.time_of(point.id))
         week, month = f"{told:%G-%V}", f"{told:%Y-%m}"
-        if age <= timedelta(days=retention.days):
+        if age <= timedelta(days=retention.days) or point.id in retention.promised:
             found.add(point.id)
         if age <= timedelta(days=7 * retention.weeks) and ("week", week) not in seen:
             found.add(point.id)

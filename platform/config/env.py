@@ -236,13 +236,6 @@ SETTINGS: tuple[Setting, ...] = (
         check=_between(0, 3650),
     ),
     Setting(
-        "HEARTH_INTERNAL_HOST",
-        "str",
-        "127.0.0.1",
-        "The address of the internal listener, which agents, the operator and metrics scrapes call with certificates.",
-        check=_address,
-    ),
-    Setting(
         "HEARTH_RECOVERY_TESTS",
         "int",
         1,
@@ -263,6 +256,28 @@ SETTINGS: tuple[Setting, ...] = (
         50,
         "Megabytes a second that a worker reads at most for that.",
         check=_between(1, 10_000),
+    ),
+    Setting(
+        "HEARTH_COPIES",
+        "int",
+        2,
+        "Servers whose backups are copied to a second store at the same time, by all workers together. Give more where "
+        "hearth_backup_copy_waiting_seconds grows, and workers for them.",
+        check=_between(1, 1000),
+    ),
+    Setting(
+        "HEARTH_COPY_SECONDS",
+        "int",
+        300,
+        "How often what is new of a server is copied to its second store: so much more a lost first store costs.",
+        check=_between(10, 86_400),
+    ),
+    Setting(
+        "HEARTH_INTERNAL_HOST",
+        "str",
+        "127.0.0.1",
+        "The address of the internal listener, which agents, the operator and metrics scrapes call with certificates.",
+        check=_address,
     ),
     Setting(
         "HEARTH_INTERNAL_PORT",

@@ -19,6 +19,7 @@ EVERY: dict[str, float] = {
     "provisioning.tasks.prune_samples": 600.0,
     "backups.tasks.order_due": 30.0,
     "backups.tasks.look_due": 30.0,
+    "backups.tasks.copy_due": 10.0,
     "backups.tasks.prove_due": 5.0,
     "backups.tasks.observe": 60.0,
     "backups.tasks.tidy_restores": 60.0,

@@ -1,0 +1,141 @@
+"""Taking a copy's turn, keeping it while it runs, and writing to it only while it is ours.
+
+As with operations (`provisioning.leases`), without a fence: two that copy the same at once harm nothing
+(`engine.replicate`), they only waste. All times are the database's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from django.conf import settings
+from django.db import DatabaseError, connection, transaction
+from django.db.models import Q, QuerySet
+from django.db.models.functions import Now
+
+from backups.copying.models import Copy
+from provisioning.leases import from_now
+
+LEASE, RENEW_EVERY = timedelta(seconds=60), 10.0
+FURTHEST = timedelta(minutes=5)
+"""Further ahead than any lease goes: such a one was written before the clock was put back, and binds nobody."""
+TURN_LIMIT = 24 * 3600.0
+"""Seconds after which a turn that never ends loses its lease. One object is not cut in two, however large it is."""
+AWAY = ("StoreAway", "StoreFull", "StoreDenied", "StoreMissing", "StoreMisused")
+"""Faults that every server's copy between these stores would meet."""
+_LOCK = 0x636F7079  # "copy"
+log = logging.getLogger(__name__)
+
+
+class LeaseLostError(Exception):
+    """Somebody else has this copy now. Stop, and say nothing."""
+
+
+def running() -> QuerySet[Copy]:
+    """Return the copies that a worker is at."""
+    return Copy.objects.filter(lease_until__gte=Now(), lease_until__lte=from_now(FURTHEST))
+
+
+def due() -> QuerySet[Copy]:
+    """Return the copies that a worker may take, who has waited longest first."""
+    free = Q(lease_until__isnull=True) | Q(lease_until__lt=Now()) | Q(lease_until__gt=from_now(FURTHEST))
+    return Copy.objects.filter(free, next_turn__lte=Now()).order_by("next_turn", "pk")
+
+
+def room() -> int:
+    """Return how many more copies may run."""
+    return max(int(settings.HEARTH["HEARTH_COPIES"]) - running().count(), 0)
+
+
+def claim() -> Lease | None:
+    """Take the copy that has waited longest; None where none is due or enough run.
+
+    Of two stores between which a copy failed, one copy at a time is tried: a store that does not answer holds no more
+    workers than that, and the others go on.
+    """
+    owner = f"{socket.gethostname()[:40]}/{os.getpid()}/{uuid.uuid4().hex[:12]}"
+    with transaction.atomic():
+        with connection.cursor() as cursor:  # short, and one after the other: so the number that runs is never passed
+            cursor.execute("select pg_advisory_xact_lock(%s)", [_LOCK])
+        if not room():
+            return None
+        rows = due()
+        for source, target in _in_trouble():
+            rows = rows.exclude(source=source, target=target)
+        found = rows.select_for_update(skip_locked=True, of=("self",)).first()
+        if found is None:
+            return None
+        Copy.objects.filter(pk=found.pk).update(lease_owner=owner, lease_until=from_now(LEASE))
+    copy = Copy.objects.select_related("server", "source", "target").get(pk=found.pk)
+    return Lease(copy, owner)
+
+
+def _in_trouble() -> set[tuple[Any, Any]]:
+    """Return the pairs of stores between which copies fail, and one is being tried already."""
+    faulty = Copy.objects.filter(fault_since__isnull=False, fault_code__in=AWAY).order_by()
+    tried = set(running().values_list("source", "target").distinct())
+    return tried & set(faulty.values_list("source", "target").distinct()) if tried else set()
+
+
+@dataclass
+class Lease:
+    """The right to a copy's turn, as long as nobody took it over."""
+
+    copy: Copy
+    owner: str
+
+    @contextmanager
+    def write(self, **changes: Any) -> Iterator[None]:
+        """Open a transaction that commits only while the lease is ours, write these columns and give it back."""
+        with transaction.atomic():
+            if not self._mine().update(lease_until=None, lease_owner="", **changes):
+                raise LeaseLostError
+            yield
+
+    @contextmanager
+    def kept(self, stop: Callable[[], None], again: Callable[[], None]) -> Iterator[None]:
+        """Renew in the background while the block runs. Calls `again` each time, and `stop` when the lease is lost."""
+        finished = threading.Event()
+        keeper = threading.Thread(
+            target=self._keep, args=(finished, stop, again), name=f"copy-{self.copy.pk}", daemon=True
+        )
+        keeper.start()
+        try:
+            yield
+        finally:
+            finished.set()
+            keeper.join()
+
+    def _keep(self, finished: threading.Event, stop: Callable[[], None], again: Callable[[], None]) -> None:
+        try:
+            for _ in range(int(TURN_LIMIT / RENEW_EVERY)):
+                if finished.wait(RENEW_EVERY):
+                    return
+                if not self._renewed(again):
+                    break
+            stop()
+        finally:
+            connection.close()
+
+    def _renewed(self, again: Callable[[], None]) -> bool:
+        try:
+            if not self._mine().update(lease_until=from_now(LEASE)):
+                return False
+            again()
+        except DatabaseError:
+            # The next round may reach the database again; if not, the lease ends and another worker goes on.
+            log.warning("The lease of the copy %s was not renewed.", self.copy.pk, exc_info=True)
+            connection.close()
+        return True
+
+    def _mine(self) -> QuerySet[Copy]:
+        return Copy.objects.filter(pk=self.copy.pk, lease_owner=self.owner)

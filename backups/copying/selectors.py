@@ -1,0 +1,62 @@
+"""What lies in a second store, for pages and for whoever restores from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.db.models import QuerySet
+
+from backups.copying.models import Copy
+from backups.models import RegionStores, RestorePoint, ServerBackups, Store
+from tenants.models import Server
+
+TROUBLE = timedelta(minutes=5)
+
+
+@dataclass(frozen=True)
+class Second:
+    """How the copy of a server's backups in its second store is."""
+
+    store: Store
+    until: datetime | None
+    """It has everything up to here."""
+    lag_bytes: int
+    fault: str
+    points: int
+
+
+def second_of(server: Server) -> Second | None:
+    """Return it; None where the region has no second store."""
+    stores = RegionStores.objects.select_related("second").filter(region__code=server.region).first()
+    if stores is None or stores.second is None:
+        return None
+    copy = Copy.objects.filter(server=server, source=stores.first_id, target=stores.second_id).first()
+    row = ServerBackups.objects.filter(server=server).first()
+    return Second(
+        store=stores.second,
+        until=row.copied_until if row else None,
+        lag_bytes=row.copy_lag_bytes if row else 0,
+        fault=copy.fault if copy else "",
+        points=points_in(server, stores.second).count(),
+    )
+
+
+def points_in(server: Server, store: Store) -> QuerySet[RestorePoint]:
+    """Return the restore points that can be brought back from a store, newest first.
+
+    One that is damaged in the first store may be whole in the second: it was compared byte by byte on its way there.
+    """
+    rows = RestorePoint.objects.filter(server=server).exclude(state=RestorePoint.State.GONE)
+    if RegionStores.objects.filter(region__code=server.region, first=store).exists():
+        return rows.filter(state=RestorePoint.State.WHOLE)
+    return rows.filter(copied__isnull=False)
+
+
+def end_of(server: Server, store: Store) -> datetime | None:
+    """Return the last moment that a store brings back of a server; None where there is none."""
+    row = ServerBackups.objects.filter(server=server).first()
+    if row is None:
+        return None
+    first = RegionStores.objects.filter(region__code=server.region, first=store).exists()
+    return row.until if first else row.copied_until
