@@ -1,0 +1,196 @@
+"""A real server with people on it is brought back by a recovery test, beside the living one, and compared with it.
+
+All is real: the agent, PostgreSQL, Synapse, its engine, grants over mutual TLS, the keyring. One server serves all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+from django.utils import timezone
+
+from accounts.models import User
+from backups import alerts, orders, wiring
+from backups.models import Alarm, Order, Proof, RegionStores, RestorePoint, ServerBackups, Store
+from backups.proofs import comparing, schedule, turns
+from provisioning import engine, identities, services
+from provisioning.matrix import Homeserver
+from provisioning.models import Region, ServerSecret, ServerStatus
+from provisioning.providers.local.provider import LocalProvider
+from security.models import UnwrapGrant
+from tenants.models import Server
+from tenants.releases import newest
+from tests.backups.restore.synapse import Person
+from tests.bench.floor import free_ports
+from tests.provisioning.conftest import agent, make_server, organisation, server, state  # noqa: F401 (fixtures)
+from tests.provisioning.killing import kill_at
+from tests.provisioning.test_agents import listening
+from tests.services import wait
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.xdist_group("agents")]
+PATIENCE = 180.0
+
+
+@dataclass
+class Living:
+    """The living server and one person on it."""
+
+    server: Server
+    agent: LocalProvider
+    state: Path
+    room: str = ""
+
+    def client(self) -> Homeserver:
+        url = ServerStatus.objects.get(server=self.server).homeserver_url
+        return Homeserver(url, self.server.server_name)
+
+    def person(self, client: Homeserver) -> Person:
+        return Person(client, "admin", str(ServerSecret.objects.get(server=self.server, name="jwt").value))
+
+    def talk(self) -> None:
+        """Have a room with messages, and all of it in a restore point."""
+        with self.client() as client:
+            admin = self.person(client)
+            self.room = str(admin.ask("POST", "createRoom", {})["room_id"])
+            for number in range(5):
+                admin.say(self.room, f"Message {number}")
+
+    def point(self, actor: User) -> RestorePoint:
+        """Take a restore point now."""
+        order = orders.back_up_now(actor, server=self.server)
+        wait(lambda: Order.objects.get(pk=order.pk).state == "done", seconds=PATIENCE)
+        return RestorePoint.objects.get(identity=Order.objects.get(pk=order.pk).point)
+
+    def redact(self) -> None:
+        """Take one message back, after the restore point: a difference that is none of the backup's."""
+        with self.client() as client:
+            admin = self.person(client)
+            event = next(each for each in admin.sync()["rooms"]["join"][self.room]["timeline"]["events"][::-1]
+                         if each["type"] == "m.room.message")  # fmt: skip
+            admin.ask("PUT", f"rooms/{self.room}/redact/{event['event_id']}/once", {})
+
+
+@pytest.fixture
+def living(
+    server: Server,  # noqa: F811
+    agent: LocalProvider,  # noqa: F811
+    state: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Living:
+    """A server that Hearth made, with its engine, whose agent has an identity."""
+    identities._tried.clear()
+    monkeypatch.setitem(settings.HEARTH, "HEARTH_INTERNAL_PORT", free_ports(1)[0])
+    monkeypatch.setattr(wiring, "SYNC_ON_THIS_MACHINE", 1.0)
+    monkeypatch.setattr(comparing, "MARGIN", timedelta(0))
+    store = Store.objects.create(code="here", name="Here", kind="folder", folder=str(tmp_path))
+    (tmp_path / str(server.pk)).mkdir()
+    RegionStores.objects.create(region=Region.objects.get(code="local"), first=store)
+    Server.objects.filter(pk=server.pk).update(version=newest().version)
+    return Living(Server.objects.get(pk=server.pk), agent, state)
+
+
+def made(living: Living) -> None:
+    """Have it made, and wait until its first restore point is whole."""
+    operation = services.reconcile(living.server.pk)
+    assert operation is not None
+    engine.run(operation.pk)
+    operation.refresh_from_db()
+    assert operation.state == "succeeded", operation.error
+    wait(lambda: RestorePoint.objects.filter(server=living.server).exists(), seconds=PATIENCE)
+
+
+def ended(proof: Proof) -> Proof:
+    """Take turns, as workers do, until it has ended."""
+    end = time.monotonic() + PATIENCE
+    while not proof.result:
+        assert time.monotonic() < end, (proof.step, proof.evidence)
+        Proof.objects.filter(pk=proof.pk).update(run_after=timezone.now())
+        turns.run(proof.pk)
+        proof.refresh_from_db()
+        time.sleep(0.1)
+    return proof
+
+
+def prove(living: Living) -> Proof:
+    proof = schedule.make(living.server, Proof.Kind.RECOVERY)
+    assert proof is not None
+    return ended(proof)
+
+
+def nothing_is_left(living: Living) -> None:
+    """Only the living server is on the machine, and nobody may open its keys."""
+    assert set(living.agent.observe()) == {str(living.server.pk)}
+    assert not UnwrapGrant.objects.filter(revoked_at=None).exists()
+
+
+def test_a_server_is_proved_by_being_brought_back(
+    living: Living, monkeypatch: pytest.MonkeyPatch, alice: User, tmp_path: Path
+) -> None:
+    with listening(monkeypatch):
+        made(living)
+        living.talk()
+        point = living.point(alice)
+        living.redact()
+        a_worker_is_killed_and_another_brings_it_back(living, point)
+        a_loss_is_noticed(living, monkeypatch)
+        a_damaged_backup_fails(living, point, tmp_path)
+        with living.client() as client:
+            assert living.person(client).sync()["next_batch"], "the living server was never touched"
+
+
+def a_worker_is_killed_and_another_brings_it_back(living: Living, point: RestorePoint) -> None:
+    proof = schedule.make(living.server, Proof.Kind.RECOVERY)
+    assert proof is not None
+    kill_at("follow", "tests.backups.proofs.runner", str(proof.pk), str(living.state), "follow")
+    proof.refresh_from_db()
+    assert (proof.result, proof.step) == ("", "follow")
+    Proof.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
+    proof = ended(proof)
+    assert proof.result == "passed", (proof.summary, proof.evidence)
+    assert (proof.point, proof.fence) == (point.identity, 2)
+    compared = proof.evidence["compared"]
+    assert (compared["living"], compared["room"]) == ("asked", living.room)
+    assert compared["accounts_compared"] >= 2
+    assert compared["events_compared"] >= 5
+    assert proof.rto_seconds is not None
+    assert proof.rpo_seconds is not None
+    assert RestorePoint.objects.get(pk=point.pk).proved == proof.begun
+    nothing_is_left(living)
+
+
+def a_loss_is_noticed(living: Living, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The living server says that it had something before the moment that the backup does not hold."""
+    earlier: Callable[..., set[str]] = comparing.Side.accounts
+
+    def one_more(side: comparing.Side, until: object) -> set[str]:
+        found = earlier(side, until)
+        return found if side._back else found | {"@dora:berry.hearth.localhost"}
+
+    with monkeypatch.context() as patched:
+        patched.setattr(comparing.Side, "accounts", one_more)
+        proof = prove(living)
+    assert proof.result == "failed"
+    assert "@dora:berry.hearth.localhost" in proof.summary
+    nothing_is_left(living)
+
+
+def a_damaged_backup_fails(living: Living, point: RestorePoint, root: Path) -> None:
+    base = next((root / str(living.server.pk) / "points-of" / point.identity).glob("base*"))
+    data = bytearray(base.read_bytes())
+    data[len(data) // 2] ^= 1
+    base.write_bytes(data)
+    proof = prove(living)
+    assert (proof.result, proof.evidence["code"]) == ("failed", "Damaged"), proof.summary
+    assert proof.evidence["damaged_restore_points"] == [point.identity]
+    assert RestorePoint.objects.get(pk=point.pk).state == "damaged"
+    assert ServerBackups.objects.get().next_reading is not None
+    alerts.observe()
+    assert point.identity in Alarm.objects.get(cause="proof").text
+    nothing_is_left(living)
