@@ -14,9 +14,10 @@ from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin
 from unfold.widgets import UnfoldAdminPasswordWidget
 
-from backups import places, policies
+from backups import places, policies, reachable
 from backups.models import Alarm, Policy, RegionStores, RestorePoint, Shelf, Store
 from backups.proofs import admin as _proofs  # noqa: F401 (registers its pages)
+from backups.restoring import admin as _restores  # noqa: F401 (registers its page)
 from observability.console import ReadOnlyAdmin, column, megabytes, moment
 from tenants.errors import Refused
 
@@ -143,10 +144,28 @@ class StoreAdmin(VerbAdmin):
         return format_html("<ul>{}</ul>", format_html_join("", SPACED, rows))
 
 
+class RegionStoresForm(VerbForm):
+    """Which region goes where."""
+
+    def clean(self) -> dict[str, Any]:
+        found = dict(super().clean() or {})
+        if self.errors:
+            return found
+        region = found.get("region") or self.instance.region
+        wanted = RegionStores(**{**found, "region": region})
+        try:
+            places.refuse_pair(wanted)
+            reachable.refuse(wanted)
+        except Refused as refusal:
+            self.refused(refusal)
+        return found
+
+
 @admin.register(RegionStores)
 class RegionStoresAdmin(VerbAdmin):
     """Which region goes where."""
 
+    form = RegionStoresForm
     list_display = ["region", "first", "second"]
     list_select_related = ["region", "first", "second"]
     fields = ["region", "first", "second"]

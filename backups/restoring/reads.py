@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from django.db.models import Exists, OuterRef
+
 from backups.models import Restore
 from provisioning.models import Operation
-from provisioning.spec import ABOUT_BACKUPS
+from provisioning.spec import ABOUT_BACKUPS, BROUGHT_BACK
 from tenants.models import Server
 
 Holds = Restore.Holds
@@ -49,3 +51,15 @@ def kept(server: Server) -> list[Kept]:
 def _busy(server: Server) -> set[str]:
     rows = Operation.objects.filter(server=server, state__in=Operation.OPEN, kind__in=ABOUT_BACKUPS)
     return {str(wanted.get("restore", "")) for wanted in rows.values_list("wanted", flat=True)}
+
+
+def ended_by_restore() -> Exists:
+    """Match lines of a server's history that ended because it was given other data: that is no gap."""
+    changes = Operation.objects.filter(
+        server=OuterRef("server"),
+        kind__in=BROUGHT_BACK,
+        state=Operation.State.SUCCEEDED,
+        created__lte=OuterRef("until"),
+        finished__gte=OuterRef("until"),
+    )
+    return Exists(changes)

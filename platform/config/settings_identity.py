@@ -167,6 +167,7 @@ UNFOLD = {
                 "items": [
                     _link("Alarms", "notification_important", "backups_alarm"),
                     _link("Restore points", "settings_backup_restore", "backups_restorepoint"),
+                    _link("Restores", "history", "backups_restore"),
                     _link("Proofs", "fact_check", "backups_proof"),
                     _link("Drills", "emergency", "backups_drill"),
                     _link("What stores hold", "inventory_2", "backups_shelf"),
