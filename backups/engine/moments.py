@@ -126,7 +126,7 @@ class Moments:
             line.fresh = [ref for ref in line.fresh if ref.name not in named]
             line.previous, line.number, line.pending = hashlib.sha256(data).hexdigest(), moment.number + 1, ""
             line.moment_at = moment.at
-            state.stored_bytes += sum(ref.size for ref in moment.wal) + len(data)
+            state.stored_bytes += len(data)
 
     def _resume(self, line: Line) -> None:
         """Find out whether the moment that a crash interrupted is stored: two must not have one place in the chain."""

@@ -160,6 +160,8 @@ class Shipper:
                     self.line.fresh = [each for each in self.line.fresh if not _is_piece(each.name, found[0])]
                 self.line.fresh.append(ref)
             self.line.stored = max(stored, self.line.stored)
+            # With what is stored, in one write: whoever copies it further sees by this number alone whether to look.
+            state.stored_bytes += sum(ref.size for ref in refs)
         with self._moved:
             self._moved.notify_all()
 
@@ -187,8 +189,9 @@ class Shipper:
             ref = self._vault.put(name, [text.encode()], key, DATABASE, self.line.id)
         except ObjectExists:
             ref = self._vault.adopt(name, self.line.id)
-        with self._memory.changing():
+        with self._memory.changing() as state:
             self.line.fresh.append(ref)
+            state.stored_bytes += ref.size
             self.line.histories[timeline] = lsn.switches(text)
 
     def _check_timeline(self, file: File) -> None:
