@@ -15,6 +15,7 @@ from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
 from audit.services import record
+from backups import reachable
 from backups.copying import verbs
 from backups.engine.stores import base
 from backups.engine.stores.base import StoreError
@@ -126,6 +127,7 @@ def choose_stores(actor: Any, *, chosen: RegionStores) -> RegionStores:
     A store that becomes a second one is asked first whether it can be used: no form shows that its disk is missing.
     """
     refuse_pair(chosen)
+    reachable.refuse(chosen)
     known = RegionStores.objects.filter(region_id=chosen.region_id).first()
     if chosen.second is not None and (known is None or known.second_id != chosen.second_id):
         found = check(actor, store=chosen.second)
