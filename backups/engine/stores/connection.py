@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -56,6 +57,8 @@ _REASONS = {
     "StoreMisused": "the store does not do this, or not in this way ({code}). Look at its address, region and version",
     "StoreAway": "it has trouble of its own ({code}). Look at its state if this goes on",
 }
+AUTHORITIES = "SSL_CERT_FILE"
+"""The variable by which OpenSSL's own programs are told whom to trust; empty: the public authorities."""
 _RETRIED = {"StoreAway", "StoreDamaged"}
 _PASSING = {0, 408, 409, 429}
 _NAMED = {"NoSuchKey", "NoSuchUpload", "NoSuchVersion", "404", "NotFound"}
@@ -138,7 +141,7 @@ class Connection:
         self._client: Any = _client(
             region_name=where.region,
             endpoint_url=where.endpoint or None,
-            verify=str(where.trust) if where.trust else True,
+            verify=str(where.trust) if where.trust else os.environ.get(AUTHORITIES) or True,
             config=config,
             aws_access_key_id=known.key_id if known else None,
             aws_secret_access_key=known.secret if known else None,
