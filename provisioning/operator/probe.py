@@ -12,6 +12,7 @@ import orjson
 from provisioning.operator.observed import Probe
 
 LIMIT = 5.0  # seconds for each question
+KEPT = 1.0  # seconds a connection is kept after an answer: long enough for the next question of the same look
 LARGEST = 1 << 20  # bytes of an answer
 LONGEST = 100  # characters of what a status takes over from an answer
 
@@ -35,7 +36,7 @@ class Prober:
         self._address = address
         self._places = asyncio.Semaphore(at_once)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, force_close=True),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT),
             timeout=aiohttp.ClientTimeout(total=LIMIT),
             headers={"Accept-Encoding": "identity"},
             auto_decompress=False,
@@ -54,7 +55,8 @@ class Prober:
                 if not versions.get("versions"):
                     raise NotAnswering(f"{VERSIONS} names no version of the protocol")
                 key = self._key(await self._get(base + KEYS), server["spec"])
-                release = await self._get(base + RELEASE, optional=True)
+                # The last one: the next look begins anew, lest a process that is ending answer for its successor.
+                release = await self._get(base + RELEASE, optional=True, headers={"Connection": "close"})
             except NotAnswering as error:
                 return Probe(False, message=f"The server runs but does not answer as it should: {error}.")
         version = str(_object(release.get("server")).get("version") or server["spec"]["synapse"]["version"])
@@ -71,9 +73,11 @@ class Prober:
         # A server may have several; it is the right one as long as its own is among them.
         return str(expected if expected in keys else keys[0])[:LONGEST]
 
-    async def _get(self, url: str, *, optional: bool = False) -> dict[str, Any]:
+    async def _get(
+        self, url: str, *, optional: bool = False, headers: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
         try:
-            async with self._session.get(url, allow_redirects=False) as response:
+            async with self._session.get(url, allow_redirects=False, headers=headers) as response:
                 if response.status != 200:
                     if optional:
                         return {}

@@ -38,7 +38,7 @@ from provisioning.operator.writing import Writer
 log = logging.getLogger(__name__)
 
 FINALIZER = "hearth.host/final-backup"
-FIRST = 1.5  # seconds after its parts are written in which a new server that is well need not say that it is being made
+FIRST = 4.0  # seconds after its parts are written in which a new server that is well need not say that it is being made
 COUNTING = 10.0  # seconds after a change in which the cluster may not have counted what a larger quota allows
 MINOR = 5.0  # seconds between two writes of a status in which only counts or sentences have changed
 

@@ -134,21 +134,29 @@ class Fleet:
         """Wait until no child has been written for a while."""
         await until(lambda: time.perf_counter() - self.last >= seconds)
 
-
-@asynccontextmanager
-async def watched(kubeconfig: Path, kinds: Iterable[Kind], selector: str) -> AsyncIterator[Fleet]:
-    """Give a fleet whose servers and children are watched."""
-    async with Client(find(str(kubeconfig))) as client:
-        fleet = Fleet(client)
-        reflectors = [Reflector(client, SERVERS, fleet)]
-        bare = [Kind(kind.group, kind.version, kind.name, kind.plural, kind.namespaced) for kind in kinds]
-        reflectors += [Reflector(client, kind, fleet, selector=selector) for kind in bare]
+    @asynccontextmanager
+    async def watching(self, kinds: Iterable[Kind], selector: str = "") -> AsyncIterator[None]:
+        """Watch objects of these kinds, beginning with all that are there; of children only the metadata."""
+        bare = [
+            kind if kind is SERVERS else Kind(kind.group, kind.version, kind.name, kind.plural, kind.namespaced)
+            for kind in kinds
+        ]
+        reflectors = [Reflector(self.client, kind, self, selector=selector) for kind in bare]
         tasks = [asyncio.create_task(each.run()) for each in reflectors]
-        for each in reflectors:
-            await each.synced.wait()
         try:
-            yield fleet
+            for each in reflectors:
+                await each.synced.wait()
+            yield
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def watched(kubeconfig: Path) -> AsyncIterator[Fleet]:
+    """Give a fleet whose servers are watched."""
+    async with Client(find(str(kubeconfig))) as client:
+        fleet = Fleet(client)
+        async with fleet.watching([SERVERS]):
+            yield fleet

@@ -4,19 +4,21 @@ In each round the same number of servers is made three ways: their objects appli
 (the raw limit), by the operator, and (fewer) by `helm upgrade --install` of the same chart. Nodes and pods are kwok's;
 what a homeserver would answer comes from a declared stand-in (`tests/operator/homeservers.py`), other software's
 controllers are played by `tests/cluster/stand_ins.py`. SERVERS, UPDATES, STEADY (seconds) and ROUNDS make it smaller;
-their defaults are what the goals are for. After LIMIT seconds no more updates are made; `updates` says how many were.
+their defaults are what the goals are for. Near LIMIT seconds no more changes are made; `changes` and `updates` say how
+many were. A line twice a minute says how far it is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from provisioning.operator.rendering import place_of
 from provisioning.operator.settings import CHART
 from tests.bench.fleet import Fleet, spec, until, watched
 from tests.cluster import tools
+from tests.cluster.furnish import node
 from tests.cluster.launch import Cluster
 from tests.operator.homeservers import Homeservers
 from tests.operator.process import Operator
@@ -42,7 +45,9 @@ STEADY = float(os.environ.get("STEADY", "600"))
 ROUNDS = int(os.environ.get("ROUNDS", "5"))
 LIMIT = float(os.environ.get("LIMIT", "2700"))
 ENDING = 180.0  # seconds that are left for what comes after the updates
+PROGRESS = 30.0  # seconds between two lines that say how far it is
 BY_HELM = 4  # servers in a round: Helm is slow
+PODS = 800  # on a node, which takes 1,000: those that are replaced are there twice for a moment
 ONE_BY_ONE = min(100, SERVERS)
 IN_FLIGHT = 16
 WRITES, READS = ("patch", "create", "delete"), ("get", "list")
@@ -123,6 +128,41 @@ class Bench:
         self.names: list[str] = []
         self.found: dict[str, Any] = {"servers": SERVERS}
         self.begun = time.monotonic()
+        self.step = ""
+
+    async def run(self) -> dict[str, Any]:
+        """Do everything; return what was found."""
+        telling = asyncio.create_task(self.progress())
+        try:
+            await self.timed(self.rounds)
+            # Children are watched here only when it matters: in the rounds it would be the operator that pays for it.
+            async with self.fleet.watching([KINDS[name] for name in TOUCHED], SELECTOR):
+                for step in (self.changes, self.steady, self.updates):
+                    await self.timed(step)
+            await self.timed(self.restart)
+        finally:
+            telling.cancel()
+        return self.found
+
+    async def timed(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Take one step and say how long it took."""
+        self.step, begun = step.__name__, time.perf_counter()
+        await step()
+        took = self.found[f"{self.step}_took_s"] = round(time.perf_counter() - begun)
+        say(f"{self.step}: {took} s, {self.memory()[0]:.0f} MB")
+
+    async def progress(self) -> None:
+        """Say how far it is, over and over."""
+        while True:
+            await asyncio.sleep(PROGRESS)
+            done = {key: self.found[key] for key in ("changes", "updates") if key in self.found}
+            more = "".join(f", {count} {key}" for key, count in done.items())
+            text = f"{len(self.fleet.ready)} servers Ready, {len(self.fleet.unsettled)} not settled{more}"
+            say(f"{time.monotonic() - self.begun:.0f} s, {self.step}: {text}")
+
+    def late(self) -> bool:
+        """Say whether no more changes may be made."""
+        return time.monotonic() - self.begun > LIMIT - ENDING
 
     async def rounds(self) -> None:
         """Make the fleet, a part in each round, three ways; which of the first two goes first takes turns."""
@@ -184,25 +224,20 @@ class Bench:
         count = len(names)
         before = self.operator.numbers()
         begun, wall = time.perf_counter(), time.time()
-        making = asyncio.create_task(self.fleet.make_servers(names))
-        # Counted by the operator itself: watching all children here too would cost it what it needs.
-        await until(lambda: self.made(before) >= count * each, every=0.5)
-        took = self.operator.numbers()["hearth_operator_applied_timestamp_seconds"] - wall
-        await making
+        await self.fleet.make_servers(names)
         last = await self.fleet.until_ready(names)
-        await self.fleet.quiet()
+        # Counted by the operator itself: asking it often, or watching all children here, would cost it what it needs.
         after = self.operator.numbers()
+        took = after["hearth_operator_applied_timestamp_seconds"] - wall
+        if (made := int(after.get(NEW, 0) - before.get(NEW, 0))) != count * each:
+            raise RuntimeError(f"{made} children were made for {count} servers of {each} each")
         self.found["writes_per_server"] = round((requests(after, WRITES) - requests(before, WRITES)) / count, 1)
         self.names += names
         return count * each / took, last - begun
 
-    def made(self, before: dict[str, float]) -> int:
-        """Return how many children the operator has made since."""
-        return int(self.operator.numbers().get(NEW, 0) - before.get(NEW, 0))
-
     async def calm(self) -> None:
         """Wait until what was made has settled, so that one way does not pay for another."""
-        await self.fleet.quiet()
+        await until(self.idle, every=0.5)
         while True:
             pods = self.cluster.api.request("GET", "/api/v1/pods", params={"fieldSelector": "status.phase=Pending"})
             if not pods["items"]:
@@ -211,14 +246,17 @@ class Bench:
 
     async def changes(self) -> None:
         """Measure from a change to its first write: one by one, then all at once."""
-        waits = []
+        waits: list[float] = []
         for number, name in enumerate(self.names[:ONE_BY_ONE]):
+            if waits and self.late():
+                break
             self.fleet.first.clear()
             taken = await self.fleet.change(name, 60 + number)
             self.fleet.ready.pop(name, None)
             waits.append(await self.first_write(name) - taken)
             # One by one: what a change sets in motion (a pod is replaced) has ended before the next.
             await self.fleet.until_ready([name])
+            self.found["changes"] = len(waits)
         await self.fleet.quiet()
         self.fleet.first.clear()
         taken_at = dict(
@@ -230,23 +268,23 @@ class Bench:
         self.found |= {"burst_p99_s": p99(burst)}
 
     async def first_write(self, name: str) -> float:
-        await until(lambda: name in self.fleet.first, every=0.001, seconds=120)
+        await until(lambda: name in self.fleet.first, every=0.02, seconds=120)
         return self.fleet.first[name]
 
     async def updates(self) -> None:
         """Change servers over and over and look at the memory."""
         await self.settle()
         before = self.memory()
-        done = 0
+        self.found["updates"] = 0
         for number in range(max(1, UPDATES // len(self.names))):
-            if time.monotonic() - self.begun > LIMIT - ENDING:
+            if self.late():
                 break
             await asyncio.gather(*(self.fleet.change(name, 1000 + number) for name in self.names))
             await self.fleet.quiet(seconds=1)
-            done += len(self.names)
+            self.found["updates"] += len(self.names)
         await self.settle()
         after = self.memory()
-        self.found |= {"updates": done, "growth_percent": round(100 * (after[0] / before[0] - 1), 2)}
+        self.found |= {"growth_percent": round(100 * (after[0] / before[0] - 1), 2)}
         self.found |= {"rss_mb": round(after[0], 1), "helper_rss_mb": round(after[1], 1)}
 
     async def settle(self) -> None:
@@ -303,9 +341,20 @@ def p99(found: list[float]) -> float:
     return round(sorted(found)[min(len(found) - 1, round(0.99 * len(found)))], 4)
 
 
+def room(cluster: Cluster) -> None:
+    """Add nodes so that every server's pod finds a place: what can't be scheduled would never be Ready."""
+    pods = SERVERS * 2 + ROUNDS * BY_HELM
+    cluster.api.apply(*[node(f"room-{number}", cpu="8192", memory="16Ti") for number in range(math.ceil(pods / PODS))])
+
+
 async def main() -> None:
     """Run it all, and print one line of JSON."""
-    folder = Path(tempfile.mkdtemp(prefix="bench-"))
+    with tempfile.TemporaryDirectory(prefix="bench-") as made:
+        await measure(Path(made))
+
+
+async def measure(folder: Path) -> None:
+    """Run it all with this folder for what is written on the way."""
     with (
         Cluster() as cluster,
         Homeservers() as stand_in,
@@ -314,16 +363,12 @@ async def main() -> None:
         present = [kind for kind in KINDS.values() if kind.namespaced]
         names = [each for kind in present for each in (kind.api_version, f"{kind.api_version}/{kind.name}")]
         renderer = Helper(helper(), CHART, version="v1.34.4", api_versions=names)
+        room(cluster)
         await asyncio.to_thread(operator.wait_for, r"saw \d+ servers")
-        async with watched(cluster.kubeconfig, [KINDS[name] for name in TOUCHED], SELECTOR) as fleet:
-            bench = Bench(cluster, operator, fleet, renderer, folder)
-            for step in (bench.rounds, bench.changes, bench.steady, bench.updates, bench.restart):
-                begun = time.perf_counter()
-                await step()
-                took = bench.found[f"{step.__name__}_took_s"] = round(time.perf_counter() - begun)
-                say(f"{step.__name__}: {took} s, {bench.memory()[0]:.0f} MB")
+        async with watched(cluster.kubeconfig) as fleet:
+            found = await Bench(cluster, operator, fleet, renderer, folder).run()
             await renderer.close()
-        say(json.dumps(bench.found))
+        say(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ class Homeservers:
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
             def do_GET(self) -> None:
                 _empty, namespace, path = self.path.split("/", 2)
                 status, found = outer.answer(namespace, path)
