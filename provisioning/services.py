@@ -79,7 +79,8 @@ def _make(server: Server, kind: Operation.Kind, want: dict[str, Any]) -> Operati
 def begin(kind: Operation.Kind, *, server: Server, version: str = "", about: uuid.UUID | None = None) -> Operation:
     """Make an operation that follows from no difference between what is wanted and what is.
 
-    Of those about backups `wanted["restore"]` names what they are about: themselves, or `about`. Raises `Refused` while another one is open.
+    Of those about backups `wanted["restore"]` names what they are about: themselves, or `about`. Raises `Refused`
+    while another one is open.
     """
     locked = Server.objects.select_for_update(of=("self",)).get(pk=server.pk)
     if Operation.objects.filter(server=locked, state__in=Operation.OPEN).exists():
