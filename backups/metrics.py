@@ -10,7 +10,7 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from backups.copying import leases
-from backups.models import Alarm, Copy, RegionStores, ServerBackups, Shelf
+from backups.models import Alarm, Copy, Drill, Proof, RegionStores, ServerBackups, Shelf
 from observability.gauges import Rows, gauge
 from tenants.models import Server
 
@@ -91,3 +91,26 @@ def waiting() -> Rows:
     """Add up what servers have there."""
     rows = Shelf.objects.order_by().values_list("store__code").annotate(Sum("bytes_waiting"))
     return [([store], size or 0) for store, size in rows]
+
+
+@gauge("hearth_backup_proofs", "Full reads and recovery tests that ended within a week.", ["kind", "result"])
+def proofs() -> Rows:
+    """Count by kind and result; each pair is there also when nothing is in it."""
+    kinds = (Proof.Kind.READING, Proof.Kind.RECOVERY)
+    recent = Proof.objects.filter(begun__gt=timezone.now() - timedelta(days=7), kind__in=kinds).exclude(result="")
+    counts = {(kind, result): n for kind, result, n in recent.order_by().values_list("kind", "result", Count("pk"))}
+    return [([kind, result], counts.get((kind, result), 0)) for kind in kinds for result in Proof.Result.values]
+
+
+@gauge("hearth_backup_rto_seconds", "The longest that a recovery test of the last week took until the server was back.")
+def rto() -> Rows:
+    """Look at tests that brought a server back."""
+    recent = Proof.objects.filter(begun__gt=timezone.now() - timedelta(days=7), kind=Proof.Kind.RECOVERY)
+    return [([], recent.aggregate(most=Max("rto_seconds"))["most"] or 0.0)]
+
+
+@gauge("hearth_backup_drills_failed", "Drills of the last quarter that failed, or did not take place.")
+def drills_failed() -> Rows:
+    """Count them."""
+    recent = Drill.objects.filter(ended__gt=timezone.now() - timedelta(days=92))
+    return [([], recent.filter(result__in=(Drill.Result.FAILED, Drill.Result.MISSED)).count())]

@@ -10,17 +10,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from django.db import transaction
 from django.db.models import F, QuerySet
+from django.urls import reverse
 from django.utils import timezone
 
+from accounts.alerts import mail_staff
 from audit.services import SYSTEM, record
 from backups.models import RegionStores, RestorePoint, Store
 from backups.proofs import ends, schedule
 from backups.proofs.models import Drill, Proof
+from notifications.links import public_url
 from provisioning.models import Region
+from security.errors import SecurityError
 from tenants.errors import Refused
 from tenants.models import Server
 
@@ -147,6 +152,20 @@ def _end(drill: Drill, result: str, text: str) -> None:
     if drill.begun is None and drill.repeat_days and not drill.stopped_by:
         _plan_next(drill)
     record(actor=SYSTEM, verb="backups.drill-end", object=drill, after={"result": result, "summary": text})
+    if result != Result.PASSED:
+        transaction.on_commit(partial(_tell, drill), robust=True)
+
+
+def _tell(drill: Drill) -> None:
+    """Mail staff about a drill that did not pass: its page, its tile and its metric say so too."""
+    page = public_url(reverse("admin:backups_drill_change", args=[drill.pk]))
+    told = f"The drill “{drill}” of the region {drill.region} did not pass. {drill.summary}"
+    text = f"Hello,\n\n{told}\n\nLook here: {page}\n\nHearth\n"
+    try:
+        mail_staff(f"Hearth: the drill “{drill}” did not pass"[:200], text)
+    except SecurityError as error:
+        # A mail is sealed too: with the root key's source away there are the page, the tile and the metric.
+        log.error("Nobody could be mailed about the drill %s: %s", drill.pk, error)
 
 
 def _plan_next(drill: Drill) -> None:

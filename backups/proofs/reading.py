@@ -2,7 +2,7 @@
 
 It runs in a worker of Hearth. The worker opens no key that an agent could not open either: each goes through the same
 check as an agent's (`security.datakeys.services.unwrap`), under a grant for this server's backups that lives only as
-long as the read and is in the audit trail (decision 22).
+long as the read and is in the audit trail (decision 23).
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from django.conf import settings
@@ -167,7 +168,13 @@ def compare(context: Context) -> None:
     ends.end(context.lease, Proof.Result.PASSED, summary(proof))
 
 
-STEPS = {"begin": begin, "recover": recover, "follow": follow, "check": check, "compare": compare}
+STEPS: dict[str, Callable[[Context], None]] = {
+    "begin": begin,
+    "recover": recover,
+    "follow": follow,
+    "check": check,
+    "compare": compare,
+}
 
 
 def summary(proof: Proof) -> str:

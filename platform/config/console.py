@@ -11,6 +11,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 RECENT = timedelta(days=1)
+QUARTER = timedelta(days=92)
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,15 @@ def tiles() -> list[Tile]:
             bad=True,
             state="failed",
             created__gte=recent,
+        ),
+        _tile("Alarms about backups", "backups.alarm", bad=True),
+        _tile(
+            "Drills that did not pass",
+            "backups.drill",
+            "result__in=failed,missed",
+            bad=True,
+            result__in=["failed", "missed"],
+            ended__gte=timezone.now() - QUARTER,
         ),
         _tile("Mails given up", "notifications.mail", "state__exact=failed", bad=True, state="failed"),
         Tile("Keys overdue", overdue, reverse("admin:security_keyencryptionkey_changelist"), bad=True),
