@@ -32,9 +32,9 @@ def backup_of(server: Server) -> dict[str, Any]:
         return {}
     row, policy = ensure(server), policies.policy_of(server)
     files = {NAME_KEY: str(row.name_key)}
-    pace: dict[str, float] = {"base_every": policy.every_hours * 3600}
-    if stores.first.kind == Store.Kind.FOLDER:
-        pace["sync_every"] = SYNC_ON_THIS_MACHINE
+    local = stores.first.kind == Store.Kind.FOLDER
+    reports = SYNC_ON_THIS_MACHINE if local else settings.HEARTH["HEARTH_BACKUP_REPORT_SECONDS"]
+    pace: dict[str, float] = {"base_every": policy.every_hours * 3600, "sync_every": reports}
     told = {
         "organisation": str(server.organisation_id),
         "synapse_version": server.version,

@@ -273,6 +273,14 @@ SETTINGS: tuple[Setting, ...] = (
         check=_between(10, 86_400),
     ),
     Setting(
+        "HEARTH_BACKUP_REPORT_SECONDS",
+        "int",
+        60,
+        "How often a backup engine whose store is a bucket reports, and hears of orders: an upgrade waits so long at "
+        "most for its restore point to begin.",
+        check=_between(2, 60),
+    ),
+    Setting(
         "HEARTH_INTERNAL_HOST",
         "str",
         "127.0.0.1",
