@@ -2,9 +2,12 @@
 
 1,000 random faults, one at a time, over a real server's backups (two restore points, WAL, media, configuration): a bit
 flipped, an object cut, two swapped, blocks of one reordered, one dropped, an older one put in a newer one's place.
-After each, everything is read as the weekly verification does; `accepted` counts faults of which it said nothing.
+After each, everything is read as the weekly verification does, and something that needs the damaged object is restored:
+`accepted` counts faults of which verification said nothing, or after which a restore gave back something else than
+without them. `restores` says how many were refused, or right because they read nothing of it.
 The same kinds of faults are done to a restic repository and to rclone's crypt, each asked by its own means.
-The last line is JSON. RUNS, OTHERS and SEED choose how many faults, how many for the others, and which.
+The last line is JSON. RUNS, RESTORES, OTHERS and SEED choose how many faults, after how many of them there is a restore
+too, how many for the others, and which.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from pathlib import Path
 
 from backups.engine import names, verify
 from backups.engine.catalogue import Catalogue
+from tests.backups.contest.restores import Restores
 from tests.backups.engine.backed import Backed, backed_up
 from tests.cluster import tools
 
@@ -43,9 +47,11 @@ def main() -> None:
     seed, runs, others = (
         int(os.environ.get(name, value)) for name, value in (("SEED", 1), ("RUNS", 1000), ("OTHERS", 60))
     )
-    say(f"seed {seed}, {runs} faults, {others} for each of the others")
-    with backed_up() as backed:
-        found = damage_ours(backed, runs, random.Random(seed))
+    restores = min(int(os.environ.get("RESTORES", runs)), runs)
+    say(f"seed {seed}, {runs} faults, {restores} restores, {others} faults for each of the others")
+    with backed_up() as backed, tempfile.TemporaryDirectory(prefix="hb-", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        found = damage_ours(backed, Restores(backed, Path(folder)), runs, restores, random.Random(seed))
     result: dict[str, object] = {**found, "seed": seed}
     with tempfile.TemporaryDirectory(prefix="hearth-corruption-") as folder:
         for name, make in (("restic", Restic), ("rclone", Rclone)):
@@ -54,12 +60,12 @@ def main() -> None:
     sys.exit(result["accepted"] != 0)
 
 
-def damage_ours(backed: Backed, runs: int, rng: random.Random) -> dict[str, object]:
-    """Return how many faults were found, by kind."""
+def damage_ours(backed: Backed, restored: Restores, runs: int, restores: int, rng: random.Random) -> dict[str, object]:
+    """Return how many faults were found, by kind, and what the restores did that were tried after some of them."""
     expected = known(backed.catalogue)
     assert backed.read(expected=expected).fine, "the backups are damaged before anything was done to them"
     files = needed(backed.catalogue)
-    done, missed = Counter[str](), Counter[str]()
+    done, missed, outcomes = Counter[str](), Counter[str](), Counter[str]()
     started = time.monotonic()
     for number in range(runs):
         fault = inflict(backed.folder, files, KINDS[number % len(KINDS)], rng)
@@ -71,13 +77,19 @@ def damage_ours(backed: Backed, runs: int, rng: random.Random) -> dict[str, obje
             say("NOT FOUND", fault.kind, *fault.names)
         elif not concerned & set(fault.names):
             say("found, not by name:", fault.kind, *fault.names, sorted(concerned))
+        if number * restores // runs != (number + 1) * restores // runs:
+            outcome = restored.tried(fault.names)
+            outcomes[outcome] += 1
+            if outcome == "wrong":
+                say("RESTORED WRONG", fault.kind, *fault.names)
         undo(backed.folder, fault)
         if number % 100 == 99:
-            say(f"{number + 1} faults in {time.monotonic() - started:.0f} s, {missed.total()} not found")
+            say(f"{number + 1} faults in {time.monotonic() - started:.0f} s, {missed.total()} not found", outcomes)
     assert backed.read(expected=expected).fine, "a fault was not undone"
     return {
         "found_share": round(1 - missed.total() / done.total(), 4),
-        "accepted": missed.total(),
+        "accepted": missed.total() + outcomes["wrong"],
+        "restores": dict(outcomes),
         "faults": dict(done),
         "objects": len(files),
     }

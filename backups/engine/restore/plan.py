@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from backups.engine import verify
+from backups.engine import names, verify
 from backups.engine.catalogue import Catalogue, Need, NotRestorable, Window
 from backups.engine.database import lsn
 from backups.engine.manifest import MediaRun, Moment, Ref, Sealed
@@ -55,6 +55,8 @@ def make(request: Request, catalogue: Catalogue, keys: Keys) -> Plan:
     except NotRestorable as error:
         raise RestoreError(f"{error} Nothing was restored.", code="NotRestorable") from None
     known = {ref.name: ref for moment in need.moments for ref in moment.wal}
+    if not request.point and (unread := _unread(catalogue, need)):
+        raise damaged(catalogue, unread, request.to)
     _check_there(catalogue, need, known, runs, request.to)
     used: list[Sealed] = [need.point, *need.moments, *(run for chain in runs for run in chain)]
     if wrong := catalogue.seals(keys, used):
@@ -128,6 +130,20 @@ def _check_there(
             wrong[ref.name] = f"it has {there.size} bytes and not {ref.size}" if there else "it is not in the store"
     if wrong:
         raise damaged(catalogue, wrong, to)
+
+
+def _unread(catalogue: Catalogue, need: Need) -> dict[str, str]:
+    """Return moments behind the last that can be read, where the restore goes beyond that one.
+
+    There is WAL up to there, and only they knew which media there were.
+    """
+    line = catalogue.moments.get(need.point.line, [])
+    if need.to is not None and any(each.at >= need.to for each in line):
+        return {}
+    newest = max((need.point.id, *(each.id for each in line)))
+    place = names.moment(need.point.line, newest)
+    before = place.removesuffix(newest)
+    return {name: why for name, why in catalogue.damaged.items() if name.startswith(before) and name > place}
 
 
 def _media(run: MediaRun) -> list[Ref]:

@@ -176,6 +176,19 @@ def test_a_manifest_that_somebody_changed_is_not_believed(backed: Server) -> Non
     assert (error.code, error.objects) == ("Damaged", (names.point(second),))
 
 
+@pytest.mark.parametrize("latest", [True, False])
+def test_a_newest_moment_that_cant_be_read_is_missed(backed: Server, *, latest: bool) -> None:
+    (moments,) = _catalogue(backed).moments.values()
+    newest = names.moment(moments[-1].line, moments[-1].id)
+    path = backed.folder / "store" / newest
+    path.write_bytes(path.read_bytes()[:-7])
+
+    error = _refusal(backed) if latest else _refusal(backed, to=moments[-1].at)
+
+    # There is WAL up to there, but which media there were nobody could tell.
+    assert (error.code, error.objects) == ("Damaged", (newest,))
+
+
 def test_a_gap_in_the_log_is_not_crossed(backed: Server) -> None:
     catalogue = _catalogue(backed)
     first, second = sorted(catalogue.points.values(), key=lambda each: each.at)
