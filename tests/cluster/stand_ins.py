@@ -34,6 +34,9 @@ LIFE = datetime.timedelta(days=90)
 
 CERTIFICATES = "/apis/cert-manager.io/v1/certificates"
 ISSUERS = "/apis/cert-manager.io/v1/namespaces/{}/issuers"
+CLUSTER_ISSUERS = "/apis/cert-manager.io/v1/clusterissuers"
+CERT_MANAGER = "cert-manager"
+"""The namespace in which the Secrets of ClusterIssuers lie."""
 CLAIMS = "/api/v1/persistentvolumeclaims"
 VOLUMES = "/api/v1/persistentvolumes"
 CLUSTERS = "/apis/postgresql.cnpg.io/v1/clusters"
@@ -108,15 +111,19 @@ class StandIns:
         await self._say(each, CERTIFICATES, status)
 
     async def _signer(self, each: Object) -> Authority:
-        """Return who signs: for an Issuer `ca` the authority of its Secret, for `selfSigned` a new one, else ours."""
-        meta, issuer = each["metadata"], each["spec"]["issuerRef"]
-        if issuer.get("kind", "Issuer") != "Issuer":
-            return self.authority
-        found = await self._json("GET", f"{ISSUERS.format(meta['namespace'])}/{issuer['name']}")
-        if "selfSigned" in found["spec"]:
-            return Authority(each["spec"]["commonName"], days=2 * LIFE.days)
+        """Return who signs: for an issuer `ca` the authority of its Secret, for `selfSigned` a new one or ours."""
+        issuer, home = each["spec"]["issuerRef"], each["metadata"]["namespace"]
+        if issuer.get("kind", "Issuer") == "Issuer":
+            found = await self._json("GET", f"{ISSUERS.format(home)}/{issuer['name']}")
+            if "selfSigned" in found["spec"]:
+                return Authority(each["spec"]["commonName"], days=2 * LIFE.days)
+        else:
+            answer = await self.http.get(f"{CLUSTER_ISSUERS}/{issuer['name']}")
+            found, home = answer.json() if answer.status_code == 200 else {}, CERT_MANAGER
+            if "ca" not in (found.get("spec") or {}):
+                return self.authority
         name = found["spec"]["ca"]["secretName"]
-        secret = await self._json("GET", f"/api/v1/namespaces/{meta['namespace']}/secrets/{name}")
+        secret = await self._json("GET", f"/api/v1/namespaces/{home}/secrets/{name}")
         certificate, key = (base64.b64decode(secret["data"][part]) for part in ("tls.crt", "tls.key"))
         return Authority.read(Pair(certificate, key))
 

@@ -28,7 +28,7 @@ def main() -> int:
     began = time.monotonic()
     try:
         render_helper.ensure(say)
-        tools.ensure((*tools.TESTS, *tools.NODE), say=say)
+        tools.ensure((*tools.TESTS, *tools.NODE, *tools.STORES), say=say)
         definitions.ensure(say=say)
         archives = images.ensure(VERSIONS, say=say)
     except (tools.Missing, images.Failed, context.Failed) as missing:

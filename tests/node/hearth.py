@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from tests.stack import ROOT, Stack
 from tests.way import PASSWORD, Person, expect, text
 
 CLUSTERS = "/admin/provisioning/cluster/"
+STORES, PLACES = "/admin/backups/store/", "/admin/backups/regionstores/"
 REGIONS = "/admin/provisioning/region/"
 CODE = "node"
 BASE = "node.example"
@@ -41,9 +42,9 @@ class Done(NamedTuple):
     state: str
 
 
-def start(folder: Path) -> Stack:
+def start(folder: Path, settings: Mapping[str, str]) -> Stack:
     """Start Hearth as `make run` does, in the run's folder. A deleted server goes at once."""
-    stack = Stack(folder / STATE, free_ports(1)[0], {"HEARTH_DELETE_GRACE_HOURS": "0"})
+    stack = Stack(folder / STATE, free_ports(1)[0], {"HEARTH_DELETE_GRACE_HOURS": "0", **settings})
     stack.start()
     return stack
 
@@ -80,7 +81,7 @@ class Staff(Person):
     def make_region(self, access: str, **typed: str) -> None:
         """Make a Kubernetes region, have it checked, and open it to servers."""
         identity = {"code": CODE, "name": "The real node", "base_domain": BASE}
-        page = submit(self.browser, self.get(f"{CLUSTERS}add/"), kubeconfig=access, overlay="{}", **identity, **typed)
+        page = submit(self.browser, self.get(f"{CLUSTERS}add/"), kubeconfig=access, **identity, **typed)
         expect(page, "The region is made, and closed.")
         page = self.get(CLUSTERS)
         listed = next(each for each in forms(page.text) if "_selected_action" in each.names)
@@ -92,6 +93,20 @@ class Staff(Person):
         found = re.findall(rf'href="({REGIONS}[^"/]+/change/[^"]*)"[^>]*>\s*The real node', self.get(REGIONS).text)
         page = submit(self.browser, self.get(found[0]), name="The real node", open="on")
         expect(page, "was changed successfully")
+
+    def make_store(self, **typed: str) -> None:
+        """Make a store, and have the region's servers backed up there."""
+        page = submit(self.browser, self.get(f"{STORES}add/"), kind="s3", **typed)
+        expect(page, "was added successfully")
+        page = self.get(f"{PLACES}add/")
+        form = next(each for each in forms(page.text) if "first" in each.names)
+        store = re.search(rf'<option value="([^"]+)"[^>]*>\s*{re.escape(typed["name"])}', page.text)
+        region = re.search(r'<option value="([^"]+)"[^>]*>\s*The real node', page.text)
+        assert store is not None, text(page.text)
+        assert region is not None, text(page.text)
+        sent = {**form.fields, "region": region[1], "first": store[1], "second": ""}
+        answer = self.browser.post(f"{PLACES}add/", data=sent, headers={"Referer": str(page.url)})
+        expect(answer, "was added successfully")
 
 
 class Alice(Person):

@@ -19,11 +19,13 @@ import httpx
 
 from provisioning.providers.kubernetes.place import ROUTE
 from provisioning.providers.local.keys import verify_key
+from security.transport.certmanager import AUTHORITY
 from tenants.releases import Release
 from tests.cluster.furnish import NAME
 from tests.node import hearth
+from tests.node.backing import BUCKET, Backing
 from tests.node.hearth import Alice, Staff
-from tests.node.machine import Node
+from tests.node.machine import ADDRESS, Node
 from tests.node.namespaces import STATE
 from tests.node.operator_pods import NAMESPACE, Operator
 from tests.node.people import Person
@@ -43,8 +45,9 @@ SIZE = {"vcpu": 4, "memory_mb": 8192, "disk_gb": 40}
 class Scenario:
     """One server's life."""
 
-    def __init__(self, node: Node, archives: Mapping[str, Path]) -> None:
+    def __init__(self, node: Node, archives: Mapping[str, Path], backing: Backing) -> None:
         self.node = node
+        self.backing = backing
         self.archives = archives
         self.seconds: dict[str, float] = {}
         self.operator = Operator(node, self.image("hearth-operator"))
@@ -59,6 +62,7 @@ class Scenario:
                 self.region,
                 self.create,
                 self.talk,
+                self.back_up,
                 self.resize,
                 self.suspend,
                 self.resume,
@@ -75,7 +79,8 @@ class Scenario:
         """The node becomes ready and has its images; meanwhile Hearth starts and people sign up."""
         with ThreadPoolExecutor(1) as beside:
             loaded = beside.submit(self.node.load, [self.archives[each] for each in self.archives if each != BASE])
-            self.stack = hearth.start(self.node.folder)
+            quick = {"HEARTH_BACKUP_REPORT_SECONDS": "5"}
+            self.stack = hearth.start(self.node.folder, self.backing.settings() | quick)
             self.staff = Staff(self.stack, "staff@example.org")
             self.staff.claim()
             self.alice = Alice(self.stack, "alice@example.org")
@@ -95,6 +100,8 @@ class Scenario:
         cluster = self.node.cluster
         # Where a router would run, from which servers let anybody in; none runs here.
         self.node.api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "ingress"}})
+        for each in self.backing.issuer():
+            self.node.api.apply(each)
         self.staff.make_region(
             hearth.kubeconfig(self.node.api, cluster.url, cluster.folder / "ca.crt"),
             route=ROUTE,
@@ -106,7 +113,13 @@ class Scenario:
             issuer=NAME,
             priority_class="hearth-server",
             etcd_encrypted="on",
+            backup_image=self.image("hearth-backup"),
+            backup_issuer=AUTHORITY,
+            overlay=json.dumps({"backup": {"storeAuthority": self.backing.authority}}),
         )
+        keys = {"access_key": self.backing.key, "secret_key": self.backing.secret}
+        keys |= {f"agent_{name}": value for name, value in keys.items()}
+        self.staff.make_store(code="minio", name="MinIO", endpoint=self.backing.endpoint, bucket=BUCKET, **keys)
 
     def create(self) -> None:
         """Alice orders a server in that region; Hearth calls it ready after its own checks."""
@@ -123,6 +136,21 @@ class Scenario:
         shown = self.alice.connection(self.alice.server)
         self.person = Person(self.route(), shown.user, shown.password)
         self.person.talk("The first message")
+
+    def back_up(self) -> None:
+        """Without anybody's doing there is a restore point, and the write-ahead log that follows it."""
+        found = self.server.wait("BackupReady", "True", "Written", seconds=LIMIT)
+        (point,) = self.backing.points(self.namespace.removeprefix("hearth-"))
+        assert point["id"] in found["message"], found
+        assert (point["kind"], point["server_name"]) == ("first", self.alice.server_name)
+        assert point["signing_key_id"] == verify_key(self.key)[0]
+
+        def logged() -> int:
+            return self.backing.count(point["server"], f"lines/{point['line']}/wal/")
+
+        before = logged()
+        self.person.talk("This is in the log")
+        self.node.api.wait("more of the log in the store", lambda: logged() > before, seconds=LIMIT)
 
     def resize(self) -> None:
         """More memory, larger volumes; at that size also Redis, generic workers and a federation sender."""
@@ -152,6 +180,10 @@ class Scenario:
         """Everything is there again."""
         self.alice.carry_out("Resume", self.alice.resume, "ready", limit=LIMIT)
         self.person.talk("After the pause")
+        self.server.wait("BackupReady", "True", "Written", seconds=LIMIT)
+        server = self.namespace.removeprefix("hearth-")
+        lines = {point["line"] for point in self.backing.points(server)}
+        assert len(lines) == 1, f"the log goes on over a pause, and yet there are {lines}"
 
     def go_back(self) -> None:
         """An older Synapse, which can still read the database; meanwhile the leading operator crashes."""
@@ -175,10 +207,12 @@ class Scenario:
         say(f"the operator {harm(seconds=LIMIT)} was killed; {self.operator.leader()} leads")
 
     def delete(self) -> None:
-        """Nothing is left: no pod, no volume, no folder, no container."""
+        """Nothing is left but the backups, the last of them made before: no pod, no volume, no folder, no container."""
         assert self.node.containers(self.namespace)
         self.alice.delete()
         self.alice.wait_for_end(self.alice.server, LIMIT)
+        points = self.backing.points(self.namespace.removeprefix("hearth-"))
+        assert points[-1]["kind"] == "final", [each["kind"] for each in points]
         api, folders = self.node.api, self.node.folder / "volumes"
         assert api.get("v1", "Namespace", self.namespace) is None
         api.wait("end of its volumes", lambda: not api.list("v1", "PersistentVolume"), seconds=LIMIT)
@@ -277,8 +311,8 @@ def main(arguments: list[str]) -> int:
     """Run on a node in a folder, with the archives of its images as `reference=path`."""
     folder, archives = Path(arguments[0]), dict(each.split("=", 1) for each in arguments[1:])
     began = time.monotonic()
-    with Node(folder) as node:
-        scenario = Scenario(node, {name: Path(path) for name, path in archives.items()})
+    with Node(folder) as node, Backing(folder, ADDRESS) as backing:
+        scenario = Scenario(node, {name: Path(path) for name, path in archives.items()}, backing)
         scenario.run()
     say(json.dumps({"ok": True, "total_s": round(time.monotonic() - began, 1)} | scenario.seconds))
     return 0
