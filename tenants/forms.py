@@ -164,6 +164,36 @@ class UpgradeForm(VerbForm):
         self.fields["version"].widget = forms.Select(choices=versions)
 
 
+class Gigabytes(forms.IntegerField):
+    """Megabytes (of 1,024 kilobytes), typed and shown as whole gigabytes."""
+
+    def prepare_value(self, value: Any) -> Any:
+        return value // 1024 if isinstance(value, int) else value
+
+    def clean(self, value: Any) -> int | None:
+        cleaned: int | None = super().clean(value)
+        return None if cleaned is None else cleaned * 1024
+
+
+class SizeForm(VerbForm):
+    """What the server is to have. `most`: what its plan has room for, by field."""
+
+    vcpu = forms.IntegerField(label="Processors (vCPU)")
+    memory_mb = Gigabytes(label="Memory (GB)")
+    disk_gb = forms.IntegerField(label="Disk (GB SSD)")
+    object_gb = forms.IntegerField(label="Object storage (GB)")
+
+    def __init__(self, *args: Any, most: dict[str, int], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for key, value in most.items():
+            shown = value // 1024 if key == "memory_mb" else value
+            field = self.fields[key]
+            field.error_messages |= {"required": "Type a whole number.", "invalid": "Type a whole number."}
+            field.help_text = f"Your plan has room for up to {shown:,}."
+            field.widget.attrs |= {"inputmode": "numeric"}
+        self.fields["disk_gb"].help_text += " A disk can grow, but never become smaller."
+
+
 class DeleteForm(VerbForm):
     """The server's name, typed as the sign that it is meant."""
 

@@ -6,6 +6,7 @@ so that both see what the other has taken.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from django.db.models import Count, Sum
@@ -111,6 +112,44 @@ def users_for_new_server(plan: Plan, used: Usage, wanted: int | None) -> int:
     if not 1 <= wanted <= left:
         raise Refused(f"The plan {plan.name} has {left} users left. Choose a number from 1 to {left}.", field="users")
     return wanted
+
+
+def size_of(server: Server) -> dict[str, int]:
+    """Return a server's size, by the keys of `SMALLEST`."""
+    return {key: getattr(server, key) for key in SMALLEST}
+
+
+def largest_size(plan: Plan, used: Usage, now: Mapping[str, int]) -> dict[str, int]:
+    """Return what a server of size `now` could have at most: what it has and what the plan has left."""
+    return {key: has + max(0, getattr(plan, key) - getattr(used, key)) for key, has in now.items()}
+
+
+def check_size(plan: Plan, used: Usage, now: Mapping[str, int], wanted: Mapping[str, int]) -> None:
+    """Refuse a size that a server of size `now` can't get."""
+    if wanted == now:
+        raise Refused("The server has that size already. Nothing was changed.", field="vcpu")
+    most = largest_size(plan, used, now)
+    for key, value in wanted.items():
+        if value < SMALLEST[key]:
+            raise Refused(f"A server has at least {_amount(key, SMALLEST[key])}. Nothing was changed.", field=key)
+        if key == "disk_gb" and value < now[key]:
+            raise Refused(
+                f"A disk can't become smaller, and this one has {_amount(key, now[key])}. Nothing was changed.",
+                field=key,
+            )
+        if value > max(now[key], most[key]):
+            raise Refused(
+                f"The plan {plan.name} has room for at most {_amount(key, most[key])} here. Nothing was changed. "
+                "Choose less, or a larger plan first.",
+                field=key,
+            )
+
+
+def _amount(key: str, value: int) -> str:
+    """Return an amount in words. Memory is rounded down: what is said must be possible."""
+    label, unit = LABELS[key]
+    shown = value // 1024 if key == "memory_mb" else value
+    return f"{shown:,} {unit}" if key == "vcpu" else f"{shown:,} {unit} of {_in_words(label)}"
 
 
 def check_change(plan: Plan, used: Usage) -> None:

@@ -31,6 +31,7 @@ urlpatterns = [
     path(f"{SERVER}suspend/", servers.suspend, name="server_suspend"),
     path(f"{SERVER}resume/", servers.resume, name="server_resume"),
     path(f"{SERVER}upgrade/", servers.upgrade, name="server_upgrade"),
+    path(f"{SERVER}size/", servers.size, name="server_size"),
     path(f"{SERVER}delete/", servers.delete, name="server_delete"),
     path(f"{SERVER}undelete/", servers.undelete, name="server_undelete"),
     path(f"{SERVER}password/", servers.password, name="server_password"),

@@ -21,6 +21,7 @@ MAX_MESSAGE = 200
 TRACKED = (
     "desired",
     "version",
+    *limits.SMALLEST,
     "suspend_message",
     "restarts",
     "password_resets",
@@ -120,6 +121,29 @@ def upgrade_server(*, actor: Any, server: Server, version: str, generation: int 
             raise Refused(str(refusal), field="version") from None
         locked.version = version
         return _save(actor, "server.upgrade", locked, before)
+
+
+@transaction.atomic
+def resize_server(
+    *,
+    actor: Any,
+    server: Server,
+    vcpu: int,
+    memory_mb: int,
+    disk_gb: int,
+    object_gb: int,
+    generation: int | None = None,
+) -> Server:
+    """Give the server another size, within what the plan has left. A disk never becomes smaller: volumes can't."""
+    wanted = {"vcpu": vcpu, "memory_mb": memory_mb, "disk_gb": disk_gb, "object_gb": object_gb}
+    # The plan's lock comes before the server's, as where a plan is changed or a server made.
+    plan = limits.locked_subscription(server.organisation).plan
+    locked, before = _locked(server, generation)
+    _refuse_unless_running(locked, "given another size")
+    limits.check_size(plan, limits.in_use(locked.organisation), limits.size_of(locked), wanted)
+    for key, value in wanted.items():
+        setattr(locked, key, value)
+    return _save(actor, "server.resize", locked, before)
 
 
 def delete_server(*, actor: Any, server: Server, confirm: str, generation: int | None = None) -> Server:

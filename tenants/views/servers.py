@@ -16,7 +16,7 @@ from accounts.decorators import member_area
 from tenants import limits, selectors, services
 from tenants.access import Access, get_organisation, get_server
 from tenants.errors import OutOfDate, Refused
-from tenants.forms import DeleteForm, RefusableForm, ServerForm, SuspendForm, UpgradeForm, VerbForm, posted
+from tenants.forms import DeleteForm, RefusableForm, ServerForm, SizeForm, SuspendForm, UpgradeForm, VerbForm, posted
 from tenants.models import Server
 
 View = Callable[..., HttpResponse]
@@ -123,6 +123,12 @@ def _upgrade_form(data: Any, server: Server) -> UpgradeForm:
     return form
 
 
+def _size_form(data: Any, server: Server) -> SizeForm:
+    now = limits.size_of(server)
+    most = limits.largest_size(server.organisation.subscription.plan, limits.in_use(server.organisation), now)
+    return SizeForm(data, initial=_seen(server) | now, most=most)
+
+
 restart = _plain(services.restart_server, "The server restarts. Its apps connect again by themselves.")
 resume = _plain(services.resume_server, "The server opens again.")
 undelete = _plain(services.undelete_server, "The server comes back.")
@@ -139,6 +145,7 @@ suspend = _asked(
     "The server is being suspended. Its data stays.",
 )
 upgrade = _asked(services.upgrade_server, _upgrade_form, "tenants/server_upgrade.html", "The server is being upgraded.")
+size = _asked(services.resize_server, _size_form, "tenants/server_size.html", "The server gets its new size.")
 delete = _asked(
     services.delete_server,
     lambda data, server: DeleteForm(data, initial=_seen(server), server=server),

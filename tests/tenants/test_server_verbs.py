@@ -31,17 +31,19 @@ def do(verb: str, actor: Any, server: Server, **more: Any) -> Server:
     return getattr(services, verb)(actor=actor, server=server, **more)  # type: ignore[no-any-return]
 
 
-VERBS: list[tuple[str, dict[str, str], str]] = [
+SIZE = {"vcpu": 4, "memory_mb": 8192, "disk_gb": 40, "object_gb": 200}
+VERBS: list[tuple[str, dict[str, Any], str]] = [
     ("restart_server", {}, "server.restart"),
     ("suspend_server", {"message": "Moving house"}, "server.suspend"),
     ("upgrade_server", {"version": OLDER}, "server.upgrade"),
+    ("resize_server", SIZE, "server.resize"),
     ("delete_server", {"confirm": "chat.hearth.test"}, "server.delete"),
     ("reset_admin_password", {}, "server.password"),
 ]
 
 
 @pytest.mark.parametrize(("verb", "more", "event"), VERBS)
-def test_it_works(server: Server, alice: User, verb: str, more: dict[str, str], event: str) -> None:
+def test_it_works(server: Server, alice: User, verb: str, more: dict[str, Any], event: str) -> None:
     changed = do(verb, alice, server, generation=1, **more)
     assert changed.generation == 2
     row = AuditEvent.objects.get(verb=event)
@@ -63,7 +65,7 @@ def test_whoever_carries_it_out_is_woken_after_the_commit(
 
 @pytest.mark.parametrize(("verb", "more", "event"), VERBS)
 def test_a_page_that_is_out_of_date_does_nothing(
-    server: Server, alice: User, verb: str, more: dict[str, str], event: str
+    server: Server, alice: User, verb: str, more: dict[str, Any], event: str
 ) -> None:
     do("restart_server", alice, server, generation=1)
     with pytest.raises(OutOfDate, match="out of date"):
@@ -74,7 +76,7 @@ def test_a_page_that_is_out_of_date_does_nothing(
 
 @pytest.mark.parametrize(("verb", "more", "event"), VERBS)
 def test_a_deleted_server_takes_no_verb_but_undelete(
-    server: Server, alice: User, verb: str, more: dict[str, str], event: str
+    server: Server, alice: User, verb: str, more: dict[str, Any], event: str
 ) -> None:
     do("delete_server", alice, server, confirm=server.server_name)
     with pytest.raises(Refused, match=r"is deleted\. Nothing was changed"):
@@ -88,7 +90,13 @@ def test_suspend_tells_the_message_and_resume_opens(server: Server, alice: User)
     assert (changed.desired, changed.suspend_message) == ("suspended", "Moving house")
     with pytest.raises(Refused, match="already suspended"):
         do("suspend_server", alice, server)
-    for verb, more in [("restart_server", {}), ("upgrade_server", {"version": OLDER}), ("reset_admin_password", {})]:
+    refused: list[tuple[str, dict[str, Any]]] = [
+        ("restart_server", {}),
+        ("upgrade_server", {"version": OLDER}),
+        ("resize_server", SIZE),
+        ("reset_admin_password", {}),
+    ]
+    for verb, more in refused:
         with pytest.raises(Refused, match="Resume it first"):
             do(verb, alice, server, **more)
     changed = do("resume_server", alice, server)

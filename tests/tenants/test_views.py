@@ -21,7 +21,7 @@ from tenants.models import Domain, Invitation, Membership, Organisation, Plan, S
 pytestmark = pytest.mark.django_db
 SignIn = Callable[[User], Client]
 PAGES = ("organisation", "organisation_plan", "organisation_members", "organisation_domains", "organisation_keys")
-ASKING = ("server_suspend", "server_upgrade", "server_delete", "server_password")
+ASKING = ("server_suspend", "server_upgrade", "server_size", "server_delete", "server_password")
 VERBS = ("server_restart", "server_resume", "server_undelete", *ASKING)
 
 
@@ -227,6 +227,11 @@ def test_a_question_comes_before_a_heavy_verb(hers: Client, acme: Organisation, 
         ("server_restart", {}, "The server restarts"),
         ("server_suspend", {"message": "Moving"}, "is being suspended"),
         ("server_upgrade", {"version": "1.156.0"}, "is being upgraded"),
+        (
+            "server_size",
+            {"vcpu": "4", "memory_mb": "8", "disk_gb": "40", "object_gb": "200"},
+            "The server gets its new size",
+        ),
         ("server_password", {}, "A new password is being set"),
         ("server_delete", {"confirm": "chat.hearth.test"}, "is being closed"),
     ],
@@ -395,11 +400,13 @@ WEIRD = ("a\x00b", "x" * 1_000_000, "ü" * 100_000, "\u202eevil", "👩‍👩�
         ("server_suspend", "message generation"),
         ("server_delete", "confirm"),
         ("server_upgrade", "version"),
+        ("server_size", "vcpu memory_mb disk_gb object_gb generation"),
     ],
 )
 def test_whatever_is_typed_gets_a_sentence(hers: Client, server: Server, name: str, fields: str) -> None:
     good = {"name": "new", "plan": "ember", "email": "dora@example.org", "role": "member", "region": "local",
-            "generation": 1, "version": "1.156.0"}  # fmt: skip
+            "generation": 1, "version": "1.156.0", "vcpu": "4", "memory_mb": "8", "disk_gb": "40",
+            "object_gb": "200"}  # fmt: skip
     place: dict[str, object] = {} if name == "organisation_new" else {"slug": "acme"}
     if name.startswith("server_") and name != "server_new":
         place["server_id"] = server.pk
