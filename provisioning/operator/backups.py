@@ -163,6 +163,8 @@ class Backups:
             return self._without(server, "its parts are being removed already")
         workload = seen.agent()
         if workload is not None and not workload.desired:
+            if "suspended" not in server["spec"]:
+                return self._without(server, "its backups were paused")
             text = "The server sleeps. What was stored when it was suspended is its last backup."
             self._notices.tell(server, "FinalBackupTaken", text)
             return ""

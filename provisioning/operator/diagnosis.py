@@ -10,7 +10,7 @@ from provisioning.operator.children import KINDS, Workload
 from provisioning.operator.kube.client import METADATA, Client
 from provisioning.operator.kube.errors import ApiError
 from provisioning.operator.kube.kinds import PODS, Kind
-from provisioning.operator.observed import AGENT, MAIN, Fault
+from provisioning.operator.observed import AGENT, MAIN, VOLUME_ELSEWHERE, Fault
 
 CLASSES = Kind("storage.k8s.io", "v1", "StorageClass", "storageclasses", namespaced=False)
 CORE_EVENTS = Kind("", "v1", "Event", "events")
@@ -50,8 +50,9 @@ class Diagnosis:
 
 async def diagnose(client: Client, namespace: str, workloads: Mapping[str, Workload]) -> Diagnosis:
     """Look at a namespace's pods, volumes and refusals. `workloads`: its groups of processes by name."""
-    pods = (await client.list(PODS, namespace)).get("items") or []
-    found = of_pods(each for each in pods if not str(each["metadata"]["name"]).startswith(f"{AGENT.name}-"))
+    all_pods = (await client.list(PODS, namespace)).get("items") or []
+    pods = [each for each in all_pods if not str(each["metadata"]["name"]).startswith(f"{AGENT.name}-")]
+    found = of_pods(pods)
     if found.fault and found.fault.reason != "Unschedulable":
         return found
     claims = (await client.list(KINDS["PersistentVolumeClaim"], namespace)).get("items") or []
@@ -61,6 +62,8 @@ async def diagnose(client: Client, namespace: str, workloads: Mapping[str, Workl
     if found.fault:
         return found
     events = (await client.list(CORE_EVENTS, namespace)).get("items") or []
+    if fault := of_attachments(events, pods):
+        return replace(found, fault=fault)
     return replace(found, fault=of_events(events, workloads))
 
 
@@ -137,6 +140,18 @@ async def _volumes(client: Client, pending: Iterable[Mapping[str, Any]]) -> Faul
             if not any((each["metadata"].get("annotations") or {}).get(DEFAULT_CLASS) == "true" for each in classes):
                 text = f"The volume {name} names no storage class and the region has no default one."
                 return Fault("StorageClassMissing", text)
+    return None
+
+
+def of_attachments(events: Iterable[Mapping[str, Any]], pods: Iterable[Mapping[str, Any]]) -> Fault | None:
+    """Return that a volume is still mounted on another node than that on which a pod is to start."""
+    waiting = {
+        str(each["metadata"].get("uid")) for each in pods if (each.get("status") or {}).get("phase") == "Pending"
+    }
+    for each in events:
+        of, text = str((each.get("involvedObject") or {}).get("uid")), str(each.get("message") or "")
+        if each.get("reason") == "FailedAttachVolume" and "Multi-Attach" in text and of in waiting:
+            return Fault(VOLUME_ELSEWHERE, f"A volume is still in use on another node. No data is lost. {text}")
     return None
 
 

@@ -16,6 +16,8 @@ FRONT = "synapse-front"
 WORKLOADS = {"Deployment", "StatefulSet"}
 AGENT = Place("Deployment", "backup-agent")
 IDENTITY = Place("Certificate", "backup-agent")
+VOLUME_ELSEWHERE = "VolumeElsewhere"
+"""The reason why a process waits for a volume that somebody has mounted on another node."""
 
 
 @dataclass(frozen=True)

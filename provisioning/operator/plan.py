@@ -10,12 +10,21 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from provisioning.operator import arrangement
 from provisioning.operator.children import Place
-from provisioning.operator.observed import AGENT, MAIN, WORKLOADS, Fault, Observed, condition, is_synapse
+from provisioning.operator.observed import (
+    AGENT,
+    MAIN,
+    VOLUME_ELSEWHERE,
+    WORKLOADS,
+    Fault,
+    Observed,
+    condition,
+    is_synapse,
+)
 
 UPGRADE_LIMIT = 900.0  # seconds an upgrade may take before it goes back
 MIGRATION_LIMIT = 86400.0  # and while the main process works on its database, as long as its pod is given to start
@@ -45,6 +54,18 @@ class Plan:
 
 def make(spec: Mapping[str, Any], generation: int, status: Mapping[str, Any], seen: Observed) -> Plan:
     """Return the plan for this moment."""
+    return _giving_way(_made(spec, generation, status, seen), seen)
+
+
+def _giving_way(plan: Plan, seen: Observed) -> Plan:
+    """Return the plan without a backup agent for as long as its node keeps the media's volume from Synapse's."""
+    backup = plan.spec.get("backup") or {}
+    if not backup.get("enabled") or seen.diagnosis is None or seen.diagnosis.reason != VOLUME_ELSEWHERE:
+        return plan
+    return replace(plan, spec={**plan.spec, "backup": {**backup, "paused": True}})
+
+
+def _made(spec: Mapping[str, Any], generation: int, status: Mapping[str, Any], seen: Observed) -> Plan:
     if "suspended" in spec:
         return _suspend(spec, seen)
     if plan := _rearrange(spec, seen):

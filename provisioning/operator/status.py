@@ -224,7 +224,9 @@ def _backup(spec: Mapping[str, Any], seen: Observed) -> Judgement:
         return "False", "NotEnabled", "Backups are not enabled for this server."
     if "suspended" in spec:
         return "False", "Suspended", "The server is suspended. What was stored before stays."
-    database, identity = seen.database(), seen.identity()
+    database, identity, agent = seen.database(), seen.identity(), seen.agent()
+    if agent is not None and not agent.desired:
+        return "False", "Paused", "Backups are paused. What was stored stays, and they go on from where they were."
     if database and database.backed_up is False:
         return "False", "LastBackupFailed", "The last snapshot of the database failed."
     if identity is not None and not identity.ready:

@@ -107,6 +107,17 @@ def test_it_reaches_its_database_the_store_and_hearth() -> None:
     assert blocks == ["10.3.0.0/24"]
 
 
+def test_a_store_with_an_authority_of_its_own_is_trusted_by_it_alone() -> None:
+    authority = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
+    rendered = backed_up(backup=values.BACKUP | {"storeAuthority": authority})
+    assert rendered["ConfigMap/backup-agent"]["data"] == {"store-ca.crt": authority}
+    pod = agent(rendered)
+    (container,) = pod["containers"]
+    place = next(each["value"] for each in container["env"] if each["name"] == "SSL_CERT_FILE")
+    assert place.removesuffix("/store-ca.crt") in mounts(pod)
+    assert "ConfigMap/backup-agent" not in backed_up()
+
+
 def test_its_role_may_replicate_and_read_no_table() -> None:
     cluster = backed_up()["Cluster/postgres"]["spec"]
     (role,) = cluster["managed"]["roles"]
@@ -137,8 +148,11 @@ def test_its_volume_and_its_pod_fit_the_quota() -> None:
     assert storage[1] - storage[0] == 3
 
 
-def test_it_sleeps_with_its_server_and_keeps_its_volume() -> None:
-    rendered = backed_up(suspended={"message": "Please pay."})
+@pytest.mark.parametrize(
+    "change", [{"suspended": {"message": "Please pay."}}, {"backup": values.BACKUP | {"paused": True}}]
+)
+def test_it_sleeps_with_its_server_or_for_a_while_and_keeps_its_volume(change: Object) -> None:
+    rendered = backed_up(**change)
     assert rendered["Deployment/backup-agent"]["spec"]["replicas"] == 0
     assert "PersistentVolumeClaim/backup" in rendered
 

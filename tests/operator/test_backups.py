@@ -12,6 +12,7 @@ from provisioning.operator import backups, status
 from provisioning.operator import plan as planning
 from provisioning.operator.backups import SILENT
 from provisioning.operator.children import Certified, Database, Place, Workload
+from provisioning.operator.diagnosis import of_attachments
 from provisioning.operator.observed import AGENT, IDENTITY, MAIN, Observed, Told
 from tests.chart import values
 from tests.cluster.furnish import NAME
@@ -122,14 +123,14 @@ class Stays:
         return self._moment.children
 
 
-def last(moment: Observed, address: str, turns: int = 1) -> tuple[list[str], list[str]]:
+def last(moment: Observed, address: str, turns: int = 1, **spec: Any) -> tuple[list[str], list[str]]:
     """Take turns at the final backup of a server whose children are so; return what they wait for, and what is said."""
 
     async def take() -> list[str]:
         asking = backups.Agents(address)
         try:
             ours = backups.Backups(asking, None, Stays(moment), said)  # type: ignore[arg-type]
-            return [await ours.final(DELETED) for _ in range(turns)]
+            return [await ours.final(DELETED | {"spec": DELETED["spec"] | spec}) for _ in range(turns)]
         finally:
             await asking.close()
 
@@ -137,14 +138,18 @@ def last(moment: Observed, address: str, turns: int = 1) -> tuple[list[str], lis
     return asyncio.run(take()), said.reasons
 
 
-DELETED = {"metadata": {"namespace": "a", "uid": "u", "generation": 2}, "spec": {"backup": {"enabled": True}}}
+DELETED: dict[str, Any] = {
+    "metadata": {"namespace": "a", "uid": "u", "generation": 2},
+    "spec": {"backup": {"enabled": True}},
+}
 
 
 def test_a_final_backup_that_can_not_be_holds_no_removal_up(agents: Agents, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = seen(main=0, agent=None)
     assert last(gone, agents.address) == ([""], ["NoFinalBackup!"])
     # Suspended: everything was stored before it went to sleep.
-    assert last(seen(main=0, agent=0), agents.address) == ([""], ["FinalBackupTaken"])
+    assert last(seen(main=0, agent=0), agents.address, suspended={}) == ([""], ["FinalBackupTaken"])
+    assert last(seen(main=0, agent=0), agents.address) == ([""], ["NoFinalBackup!"])
     agents.silent.add("a")
     waits, said = last(seen(main=0), agents.address, turns=2)
     assert (all(waits), said) == (True, [])
@@ -213,3 +218,23 @@ def test_what_sleeps_waits_for_what_is_stored() -> None:
     assert (waits.hold(cluster), waits.hold(AGENT), waits.stops) == (True, True, True)
     goes_on = planning.make(spec, 1, {}, stopped)
     assert (goes_on.hold(cluster), goes_on.hold(AGENT), goes_on.step) == (False, False, "Suspending")
+
+
+def test_the_agent_gives_way_to_a_server_that_needs_the_volume_on_another_node() -> None:
+    spec = {
+        "synapse": {"version": "1.0.0"},
+        "images": {"synapse": "i"},
+        "size": {"cpu": 2, "memory": "4Gi"},
+        "backup": {"enabled": True, "paused": False},
+    }
+    text = 'Multi-Attach error for volume "pvc-1" Volume is already used by pod(s) backup-agent-5d-x'
+    event = {"reason": "FailedAttachVolume", "message": text, "involvedObject": {"kind": "Pod", "uid": "p"}}
+    pending = {"metadata": {"name": "synapse-main-0", "uid": "p"}, "status": {"phase": "Pending"}}
+    fault = of_attachments([event], [pending])
+    assert fault is not None
+    # An Event stays for an hour: it is news only while that very pod waits.
+    assert of_attachments([event], [pending | {"status": {"phase": "Running"}}]) is None
+    assert of_attachments([event], [{"metadata": {"uid": "q"}, "status": {"phase": "Pending"}}]) is None
+    assert planning.make(spec, 1, {}, seen(diagnosis=fault)).spec["backup"]["paused"] is True
+    assert planning.make(spec, 1, {}, seen()).spec["backup"]["paused"] is False
+    assert status._backup(spec, seen(WRITTEN, agent=0))[:2] == ("False", "Paused")
