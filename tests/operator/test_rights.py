@@ -165,13 +165,14 @@ def test_the_operator_writes_only_where_servers_live(as_operator: Api, place: st
     as_operator.apply(configuration(place))
 
 
-def test_hearth_writes_a_servers_secret_and_can_not_read_it(as_hearth: Api, place: str) -> None:
-    meta = {"name": "synapse-secrets", "namespace": place}
-    as_hearth.apply({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": {"macaroon": "x"}})
+def test_hearth_writes_a_servers_secrets_and_can_not_read_them(as_hearth: Api, place: str) -> None:
+    for name in ("synapse-secrets", "backup-secrets"):
+        meta = {"name": name, "namespace": place}
+        as_hearth.apply({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": {"macaroon": "x"}})
     refused(as_hearth.get, "v1", "Secret", "synapse-secrets", place)
     refused(as_hearth.list, "v1", "Secret")
     other = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "other", "namespace": place}}
-    assert "one Secret" in refused(as_hearth.apply, other)
+    assert "two Secrets" in refused(as_hearth.apply, other)
     meta["namespace"] = "kube-system"
     assert "only the namespaces of Matrix servers" in refused(
         as_hearth.apply, {"apiVersion": "v1", "kind": "Secret", "metadata": meta}

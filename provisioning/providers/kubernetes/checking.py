@@ -50,7 +50,7 @@ def _definitions(client: Client, place: Place) -> Iterator[Finding]:
     needed = [*NEEDED]
     if place.postgres is None:
         needed.append(("postgresql.cnpg.io", "CloudNativePG", "Install CloudNativePG 1.27 or later."))
-    if place.issuer:
+    if place.issuer or place.backup_issuer:
         needed.append(("cert-manager.io", "cert-manager", "Install cert-manager."))
     if place.gateway:
         needed.append(("gateway.networking.k8s.io", "Gateway API", "Install the Gateway API's definitions."))
@@ -99,6 +99,7 @@ def _classes(client: Client, place: Place) -> Iterator[Finding]:
         ("Snapshot class", "/apis/snapshot.storage.k8s.io/v1/volumesnapshotclasses", place.snapshot_class),
         ("Ingress class", "/apis/networking.k8s.io/v1/ingressclasses", place.ingress_class),
         ("Issuer", "/apis/cert-manager.io/v1/clusterissuers", place.issuer),
+        ("Issuer of backups", "/apis/cert-manager.io/v1/clusterissuers", place.backup_issuer),
         ("Priority class", "/apis/scheduling.k8s.io/v1/priorityclasses", place.priority_class),
     ]
     for what, path, name in wanted:
