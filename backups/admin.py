@@ -15,6 +15,8 @@ from unfold.admin import ModelAdmin
 from unfold.widgets import UnfoldAdminPasswordWidget
 
 from backups import places, policies, reachable
+from backups.copying import admin as _copies  # noqa: F401 (registers its page)
+from backups.copying import verbs as copying
 from backups.models import Alarm, Policy, RegionStores, RestorePoint, Shelf, Store
 from backups.proofs import admin as _proofs  # noqa: F401 (registers its pages)
 from backups.restoring import admin as _restores  # noqa: F401 (registers its page)
@@ -156,6 +158,7 @@ class RegionStoresForm(VerbForm):
         try:
             places.refuse_pair(wanted)
             reachable.refuse(wanted)
+            places.refuse_unusable(wanted)
         except Refused as refusal:
             self.refused(refusal)
         return found
@@ -166,15 +169,41 @@ class RegionStoresAdmin(VerbAdmin):
     """Which region goes where."""
 
     form = RegionStoresForm
-    list_display = ["region", "first", "second"]
+    list_display = ["region", "first", "second", "copy_megabytes"]
     list_select_related = ["region", "first", "second"]
-    fields = ["region", "first", "second"]
+    fields = ["region", "first", "second", "copy_megabytes"]
+    actions = ["repair_first", "copy_anew"]
+
+    def has_act_permission(self, request: HttpRequest, *_: Any) -> bool:
+        user: Any = request.user
+        return bool(user.has_perm("backups.change_regionstores"))
+
+    @admin.action(description="The first store was lost: repair it from the second", permissions=["act"])
+    def repair_first(self, request: HttpRequest, queryset: QuerySet[RegionStores]) -> None:
+        """Bring back what the second stores of the chosen regions have."""
+        self._each(request, queryset, copying.repair_first, "brought back from {1.second}. Servers: {0}.")
+
+    @admin.action(description="The second store was lost: copy everything anew", permissions=["act"])
+    def copy_anew(self, request: HttpRequest, queryset: QuerySet[RegionStores]) -> None:
+        """Fill the second stores of the chosen regions."""
+        self._each(request, queryset, copying.copy_anew, "copied to {1.second}. Servers: {0}.")
+
+    def _each(self, request: HttpRequest, rows: QuerySet[RegionStores], verb: Any, told: str) -> None:
+        for stores in rows.select_related("region", "first", "second"):
+            try:
+                count = verb(request.user, stores=stores)
+            except Refused as refusal:
+                messages.error(request, f"{stores.region}: {refusal.message}")
+            else:
+                messages.success(request, f"{stores.region}: {told.format(count, stores)}")
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:  # noqa: ARG002 (Django's signature)
         return ["region"] if obj else []
 
     def save_model(self, request: HttpRequest, obj: RegionStores, form: Any, change: bool) -> None:  # noqa: ARG002
         places.choose_stores(request.user, chosen=obj)
+        if told := places.together(obj):
+            messages.warning(request, told)
 
 
 class PolicyForm(VerbForm):

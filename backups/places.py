@@ -143,6 +143,17 @@ def choose_stores(actor: Any, *, chosen: RegionStores) -> RegionStores:
     return chosen
 
 
+@sensitive_variables()
+def refuse_unusable(chosen: RegionStores) -> None:
+    """Raise `Refused` for a second store that can't be used now, before anything is written."""
+    if chosen.second is None or RegionStores.objects.filter(region=chosen.region, second=chosen.second).exists():
+        return
+    try:
+        _asked(chosen.second)
+    except StoreError as error:
+        raise Refused(f"{chosen.second} can't be used: {error} Nothing was changed.", field="second") from None
+
+
 def refuse_pair(chosen: RegionStores) -> None:
     """Raise `Refused` for two stores that are one."""
     if chosen.second is None:

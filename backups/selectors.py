@@ -9,7 +9,8 @@ from django.core.paginator import Page, Paginator
 from django.db.models import QuerySet
 from django.utils import timezone
 
-from backups.models import Line, Order, Policy, Proof, RestorePoint, ServerBackups
+from backups.copying.selectors import Second, second_of
+from backups.models import Line, Order, Policy, Proof, RestorePoint, ServerBackups, Shelf
 from backups.policies import policy_of
 from tenants.models import Server
 
@@ -56,6 +57,9 @@ class Card:
     """The last recovery test, however it ended."""
     proved: Proof | None
     """The last one that passed."""
+    second: Second | None
+    promised: Shelf | None
+    """Where restore points are kept that the plan would not keep any more."""
     now: datetime
 
     @property
@@ -91,6 +95,8 @@ def card(server: Server, page: str | None = None) -> Card:
         failed=latest if latest is not None and latest.state == Order.State.FAILED else None,
         proof=tests.exclude(result="").first(),
         proved=tests.filter(result=Proof.Result.PASSED).first(),
+        second=second_of(server),
+        promised=Shelf.objects.filter(server=server, promised__gt=0, promised_until__gt=now).first(),
         now=now,
     )
 

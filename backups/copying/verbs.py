@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.db import transaction
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from audit.services import record
@@ -45,6 +46,15 @@ def copy_anew(actor: Any, *, stores: RegionStores) -> int:
     after = {"to": stores.second.code, "servers": count}
     record(actor=actor, verb="backups.copy-anew", object=stores.region, after=after)
     return count
+
+
+@transaction.atomic
+def turn_now(actor: Any, *, copies: QuerySet[Copy]) -> int:
+    """Let these copies' turns come now, those that have ended too; return how many."""
+    for copy in copies.select_related("server", "target"):
+        after, owner = {"to": copy.target.code}, copy.server.organisation_id
+        record(actor=actor, verb="backups.copy-now", object=copy.server, organisation_id=owner, after=after)
+    return copies.update(next_turn=timezone.now())
 
 
 def begin_anew(stores: RegionStores) -> int:

@@ -171,6 +171,7 @@ UNFOLD = {
                     _link("Proofs", "fact_check", "backups_proof"),
                     _link("Drills", "emergency", "backups_drill"),
                     _link("What stores hold", "inventory_2", "backups_shelf"),
+                    _link("Copies", "content_copy", "backups_copy"),
                     _link("Stores", "database", "backups_store"),
                     _link("Stores of regions", "lan", "backups_regionstores"),
                     _link("Policies", "event_repeat", "backups_policy"),

@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from accounts.models import User
 from audit.models import AuditEvent
-from backups.models import Alarm, Policy, Proof, RegionStores, RestorePoint, Shelf, Store
+from backups.models import Alarm, Copy, Policy, Proof, RegionStores, RestorePoint, ServerBackups, Shelf, Store
 from provisioning import fleet
 from tenants.models import Server
 from tests.cast import client_for, make_user
@@ -139,3 +139,40 @@ def test_a_policy_is_changed_by_its_verb(staff: Client, server: Server) -> None:
 def test_nobody_else_finds_them(store: Store, alice: User) -> None:
     for model in ("store", "proof", "alarm"):
         assert client_for(alice).get(page(model)).status_code in {302, 403, 404}
+
+
+def test_a_second_store_that_can_not_be_used_is_refused(store: Store, staff: Client, tmp_path: Path) -> None:
+    region = fleet.seed_region()
+    far = Store.objects.create(code="far", name="Far", kind=Store.Kind.FOLDER, folder=str(tmp_path / "away"))
+    said = {"region": region.pk, "first": store.pk, "second": far.pk, "copy_megabytes": "20"}
+    add = reverse("admin:backups_regionstores_add")
+    assert "is not there" in staff.post(add, said).content.decode()
+    assert not RegionStores.objects.exists()
+    (tmp_path / "away").mkdir()
+    answer = staff.post(add, said, follow=True)
+    assert "lie on this machine" in answer.content.decode()
+    row = RegionStores.objects.get()
+    assert (row.second, row.copy_megabytes) == (far, 20)
+
+
+def test_staff_have_a_lost_store_filled_again(store: Store, staff: Client, server: Server, tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    far = Store.objects.create(code="far", name="Far", kind=Store.Kind.FOLDER, folder=str(tmp_path / "far"))
+    row = RegionStores.objects.create(region=fleet.seed_region(), first=store, second=far)
+    ServerBackups.objects.create(server=server, reported=timezone.now())
+    copy = Copy.objects.create(server=server, source=store, target=far, fault_code="StoreAway", fault="It is away.")
+    repair = {"action": "repair_first", "_selected_action": [str(row.pk)]}
+    assert "Test the connection" in staff.post(page("regionstores"), repair, follow=True).content.decode()
+    assert not Copy.objects.filter(repair=True).exists()
+    staff.post(page("store"), {"action": "check_store", "_selected_action": [str(store.pk), str(far.pk)]})
+    assert "brought back from Far. Servers: 1" in staff.post(page("regionstores"), repair, follow=True).content.decode()
+    assert Copy.objects.get(repair=True).target == store
+    anew = repair | {"action": "copy_anew"}
+    assert "copied to Far" in staff.post(page("regionstores"), anew, follow=True).content.decode()
+    staff.post(page("copy"), {"action": "turn_now", "_selected_action": [str(copy.pk)]})
+    assert Copy.objects.filter(next_turn__isnull=False).count() == 2
+    shown = staff.get(page("copy")).content.decode()
+    assert "StoreAway" in shown
+    assert staff.get(page("copy", copy.pk)).status_code == 200
+    verbs = AuditEvent.objects.values_list("verb", flat=True)
+    assert {"backups.repair", "backups.copy-anew", "backups.copy-now"} <= set(verbs)
