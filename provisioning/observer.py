@@ -26,7 +26,7 @@ from provisioning.models import Operation, Region, ServerSecret, ServerStatus
 from provisioning.providers.base import Observation, Provider, ProviderError
 from provisioning.spec import RUNNING
 from provisioning.status import Situation, evaluate
-from provisioning.status_writer import decides, write
+from provisioning.status_writer import deciders, decides, write
 
 CHECK_EVERY, CHECK_AGAIN = timedelta(minutes=3), timedelta(seconds=10)
 SEEN_EVERY = timedelta(seconds=30)
@@ -117,7 +117,8 @@ def _help_agents(
 def deciding_operations(server_ids: list[uuid.UUID]) -> dict[uuid.UUID, Operation]:
     """Return, by server, the operation that its status depends on (`status_writer.deciding_operation` for many)."""
     newest = (
-        Operation.objects.filter(server__in=server_ids)
+        deciders()
+        .filter(server__in=server_ids)
         .select_related("server")
         .order_by("server_id", "-created")
         .distinct("server_id")

@@ -6,11 +6,12 @@ import uuid
 from datetime import datetime
 from typing import Any
 
-from django.db.models import F
+from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from django.utils import timezone
 
 from provisioning.models import Operation, ServerStatus
 from provisioning.providers.base import Observation
+from provisioning.spec import ABOUT_BACKUPS
 from provisioning.status import Phase, Situation, evaluate
 from tenants.models import Server
 
@@ -22,8 +23,19 @@ def now_checked() -> dict[str, Any]:
 
 def deciding_operation(server: Server) -> Operation | None:
     """Return the open operation, or else the newest failed or cancelled one that still stands in the server's way."""
-    newest = Operation.objects.filter(server=server).order_by("-created").first()
+    newest = deciders().filter(server=server).order_by("-created").first()
     return newest if newest is not None and decides(newest, server) else None
+
+
+def deciders() -> QuerySet[Operation]:
+    """Return the operations of which each server's newest may decide how it is.
+
+    What is about backups changes nothing of what was wanted: when it has ended well or was cancelled, what failed
+    before it still stands. When it failed it stands itself, until something else was done.
+    """
+    newer = Operation.objects.filter(server=OuterRef("server"), created__gt=OuterRef("created"))
+    aside = Q(kind__in=ABOUT_BACKUPS) & ~Q(state__in=Operation.OPEN)
+    return Operation.objects.exclude(aside & (~Q(state=Operation.State.FAILED) | Exists(newer)))
 
 
 def decides(newest: Operation, server: Server) -> bool:

@@ -13,7 +13,9 @@ from backups.models import Restore, RestorePoint
 from backups.restoring import upkeep, verbs
 from provisioning import services
 from provisioning.models import Operation, ServerStatus
+from provisioning.observer import deciding_operations
 from provisioning.providers.base import ProviderError, Recovering
+from provisioning.status_writer import deciding_operation
 from security.models import UnwrapGrant
 from tenants.errors import Refused
 from tenants.models import Server
@@ -293,8 +295,47 @@ def test_copies_go_when_their_time_is_over(berry: Server, provider: ScriptedProv
     assert upkeep.tidy() == 0
 
 
-def test_three_copies_are_the_most(berry: Server, provider: ScriptedProvider, alice: User) -> None:
-    for _ in range(verbs.MOST_KEPT):
-        bring_back(provider, beside(alice, berry))
-    with pytest.raises(Refused, match="3 copies are kept"):
+def test_not_more_copies_are_kept_than_so_many(
+    berry: Server, provider: ScriptedProvider, alice: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verbs, "MOST_KEPT", 1)
+    row = beside(alice, berry)
+    bring_back(provider, row)
+    with pytest.raises(Refused, match="Remove one of them first"):
         beside(alice, berry)
+    look(verbs.drop_copy(alice, restore=row))
+    bring_back(provider, beside(alice, berry))
+
+
+def test_what_failed_before_a_copy_still_stands_after_it(
+    berry: Server, provider: ScriptedProvider, alice: User
+) -> None:
+    def fail() -> None:
+        raise ProviderError("The disk is full.", code="DiskFull", retry=False)
+
+    provider.faults["configure"] = [fail]
+    Server.objects.filter(pk=berry.pk).update(users=7, generation=berry.generation + 1)
+    failed = services.reconcile(berry.pk)
+    assert failed is not None
+    look(failed)
+    bring_back(provider, beside(alice, berry))
+    berry.refresh_from_db()
+    assert deciding_operation(berry) == failed
+    assert deciding_operations([berry.pk]) == {berry.pk: failed}
+    services.retry_operation(alice, operation=failed)
+    look(failed)
+    assert ServerStatus.objects.get(server=berry).applied["users"] == 7
+
+
+def test_a_failed_restore_stands_until_its_rest_is_removed(
+    berry: Server, provider: ScriptedProvider, alice: User
+) -> None:
+    row = beside(alice, berry)
+    look(row.operation)
+    provider.recovered[str(row.instance)] = Recovering("failed", code="Damaged", text="It is damaged.")
+    look(row.operation)
+    assert deciding_operation(berry) == row.operation
+    look(verbs.drop_copy(alice, restore=row))
+    assert deciding_operation(berry) is None
+    with pytest.raises(Refused, match="changed after this"):
+        services.retry_operation(alice, operation=row.operation)
