@@ -8,26 +8,19 @@ that nobody sees. A secret may come from a file: `NAME_FILE=/path` stands for `N
 from __future__ import annotations
 
 import difflib
-import ipaddress
-import json
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import environ
 from django.core.exceptions import ImproperlyConfigured
 
-from config import connections
+from config import allowed, connections
 from security.transport.places import internal_fault
 
 ROOT = Path(__file__).resolve().parents[2]
-_PLACE = r"([a-z0-9][a-z0-9-]{0,39})"
-FOLDER = re.compile(rf"{_PLACE}:(/[^:]+)")
-BUCKET = re.compile(rf"{_PLACE}:((?:https://[^/@?#]+|http://127\.0\.0\.1:\d+|s3:/)(?:/[A-Za-z0-9][A-Za-z0-9._-]*)+)")
 
 
 @dataclass(frozen=True)
@@ -42,71 +35,6 @@ class Setting:
     check: Callable[[Any], str] | None = None
 
 
-def _one_of(*words: str) -> Callable[[Any], str]:
-    return lambda value: "" if value in words else f"must be one of {', '.join(words)}; it is {value!r}"
-
-
-def _between(least: int, most: int) -> Callable[[Any], str]:
-    return lambda value: "" if least <= value <= most else f"must lie between {least} and {most}; it is {value}"
-
-
-def _url(*schemes: str) -> Callable[[Any], str]:
-    example = f"{schemes[0]}://host"
-
-    def check(value: Any) -> str:
-        try:
-            parts = urlsplit(value)
-            good = parts.scheme in schemes and parts.port != 0
-        except ValueError:
-            good = False
-        return "" if good else f"must be an address such as {example} (allowed: {', '.join(schemes)})"
-
-    return check
-
-
-def _places(value: Any) -> str:
-    found = [FOLDER.fullmatch(entry) or BUCKET.fullmatch(entry) for entry in value]
-    if not all(found):
-        return (
-            "must be `name:/path` or `name:https://host/bucket/prefix` entries with commas between, such as "
-            "`region-one:/srv/keys,region-two:https://s3.example.org/keys`"
-        )
-    for what, group in (("name", 1), ("place", 2)):
-        if len({each[group] for each in found if each}) < len(found):
-            return f"names one {what} twice"
-    return ""
-
-
-def _access(value: Any) -> str:
-    """Say what is wrong without a word of it: it holds secrets."""
-    fault = 'must be JSON such as `{"region-two": {"access_key": "…", "secret_key": "…"}}`; more is in the manual'
-    try:
-        found = json.loads(value or "{}")
-    except ValueError:
-        return fault
-    known = {"access_key", "secret_key", "region", "certificates"}
-    for each in found.values() if isinstance(found, dict) else [None]:
-        if not isinstance(each, dict) or set(each) - known or not all(isinstance(part, str) for part in each.values()):
-            return fault
-        if ("access_key" in each) != ("secret_key" in each):
-            return fault
-    return ""
-
-
-def _file(value: Any) -> str:
-    if "-----BEGIN" in value:
-        return "must be the path of a PEM file, and it is such a file's content"
-    return "" if value.startswith("/") else f"must be the path of a file, from the root on; it is {value!r}"
-
-
-def _address(value: Any) -> str:
-    try:
-        ipaddress.ip_address("127.0.0.1" if value == "localhost" else value)
-    except ValueError:
-        return f"must be an IP address of this machine, such as 127.0.0.1 or 0.0.0.0; it is {value!r}"
-    return ""
-
-
 SETTINGS: tuple[Setting, ...] = (
     Setting("HEARTH_DEBUG", "bool", False, "Development pages with tracebacks. Never on a machine others can reach."),
     Setting(
@@ -118,16 +46,16 @@ SETTINGS: tuple[Setting, ...] = (
         "str",
         "127.0.0.1",
         "The address that the web server listens on. Another one than loopback needs HEARTH_SMTP_URL.",
-        check=_address,
+        check=allowed.address,
     ),
-    Setting("HEARTH_PORT", "int", 8000, "The port that the web server listens on.", check=_between(1, 65535)),
+    Setting("HEARTH_PORT", "int", 8000, "The port that the web server listens on.", check=allowed.between(1, 65535)),
     Setting(
         "HEARTH_PUBLIC_URL",
         "str",
         "",
         "The address people type, when a proxy stands in front. Default: `http://localhost:<port>`. With `https://` "
         "everything else is sent there, so the proxy must set X-Forwarded-Proto.",
-        check=_url("https", "http"),
+        check=allowed.url("https", "http"),
     ),
     Setting(
         "HEARTH_INSTALLATION",
@@ -142,7 +70,7 @@ SETTINGS: tuple[Setting, ...] = (
         "int",
         0,
         "How many proxies in front append to X-Forwarded-For.",
-        check=_between(0, 16),
+        check=allowed.between(0, 16),
     ),
     Setting("HEARTH_BASE_DOMAIN", "str", "hearth.localhost", "A new server is called `<name>.<base domain>`."),
     Setting(
@@ -150,14 +78,14 @@ SETTINGS: tuple[Setting, ...] = (
         "int",
         72,
         "How long a deleted server can still be brought back.",
-        check=_between(0, 8760),
+        check=allowed.between(0, 8760),
     ),
     Setting(
         "HEARTH_RESTORE_KEEP_DAYS",
         "int",
         7,
         "Days that a copy beside a server, and what a server had before it was restored, are kept.",
-        check=_between(1, 90),
+        check=allowed.between(1, 90),
     ),
     Setting("HEARTH_REQUIRE_MFA", "bool", True, "People need a second factor before they can create an organisation."),
     Setting(
@@ -173,7 +101,7 @@ SETTINGS: tuple[Setting, ...] = (
         "",
         "`smtp+tls://user:password@host:587`. Empty: mails stay in the inbox page, which exists on loopback only.",
         secret=True,
-        check=_url("smtp+tls", "smtp+ssl", "smtps", "smtp"),
+        check=allowed.url("smtp+tls", "smtp+ssl", "smtps", "smtp"),
     ),
     Setting("HEARTH_KEY_FILE", "str", "", "The root key, mode 0600. Default: `keys/root.key` in the state folder."),
     Setting(
@@ -181,7 +109,7 @@ SETTINGS: tuple[Setting, ...] = (
         "str",
         "file",
         "Where a new root key is made on an empty database: `file` or `hsm`. `manage.py keys move-to-hsm` moves later.",
-        check=_one_of("file", "hsm"),
+        check=allowed.one_of("file", "hsm"),
     ),
     Setting("HEARTH_HSM_MODULE", "str", "", "The PKCS#11 library of the HSM. Empty: there is no HSM."),
     Setting("HEARTH_HSM_TOKEN", "str", "", "The label of the token to use. Empty: the one in HEARTH_HSM_SLOT."),
@@ -192,14 +120,14 @@ SETTINGS: tuple[Setting, ...] = (
         "int",
         90,
         "After how many days a key-encryption key is replaced by a new version.",
-        check=_between(1, 90),
+        check=allowed.between(1, 90),
     ),
     Setting(
         "HEARTH_REWRAP_PER_SECOND",
         "int",
         5000,
         "How many data keys are rewrapped each second at most, for all organisations together.",
-        check=_between(1, 1_000_000),
+        check=allowed.between(1, 1_000_000),
     ),
     Setting(
         "HEARTH_KEY_BUNDLES",
@@ -208,7 +136,7 @@ SETTINGS: tuple[Setting, ...] = (
         "Where key bundles are written, `name:/path` or `name:https://host/bucket/prefix` each (`s3://bucket/prefix`: "
         "AWS); best on disks of their own. A backup counts only when all of them hold its keys. Default: two folders "
         "below `key-bundles` in the state folder.",
-        check=_places,
+        check=allowed.places,
     ),
     Setting(
         "HEARTH_KEY_BUNDLE_ACCESS",
@@ -217,14 +145,14 @@ SETTINGS: tuple[Setting, ...] = (
         "How the buckets among them are reached, JSON: for each name `access_key` and `secret_key` (without: the "
         "environment's role), `region`, `certificates` (a PEM file). Best as HEARTH_KEY_BUNDLE_ACCESS_FILE.",
         secret=True,
-        check=_access,
+        check=allowed.access,
     ),
     Setting(
         "HEARTH_KEY_BUNDLE_DAYS",
         "int",
         14,
         "How long key bundles are kept. So much later than its keys are destroyed an erasure is complete.",
-        check=_between(2, 365),
+        check=allowed.between(2, 365),
     ),
     Setting(
         "HEARTH_DATABASE_COPIES_DAYS",
@@ -233,7 +161,7 @@ SETTINGS: tuple[Setting, ...] = (
         "How long you keep copies of Hearth's own database: dumps, base backups, archived WAL, snapshots. Hearth can't "
         "see them, and an erased organisation's wrapped key is in those from before: its erasure is called complete "
         "this many days after its keys are destroyed. Set it to no less than your longest copy; 0 means you keep none.",
-        check=_between(0, 3650),
+        check=allowed.between(0, 3650),
     ),
     Setting(
         "HEARTH_RECOVERY_TESTS",
@@ -241,21 +169,21 @@ SETTINGS: tuple[Setting, ...] = (
         1,
         "Recovery tests that a region carries out at the same time, drills aside; 0 begins none, and then each that is "
         "due is told as missed.",
-        check=_between(0, 100),
+        check=allowed.between(0, 100),
     ),
     Setting(
         "HEARTH_FULL_READS",
         "int",
         1,
         "Restore points that are read to the last byte at the same time, by all workers together.",
-        check=_between(1, 100),
+        check=allowed.between(1, 100),
     ),
     Setting(
         "HEARTH_FULL_READ_MBPS",
         "int",
         50,
         "Megabytes a second that a worker reads at most for that.",
-        check=_between(1, 10_000),
+        check=allowed.between(1, 10_000),
     ),
     Setting(
         "HEARTH_COPIES",
@@ -263,14 +191,14 @@ SETTINGS: tuple[Setting, ...] = (
         2,
         "Servers whose backups are copied to a second store at the same time, by all workers together. Give more where "
         "hearth_backup_copy_waiting_seconds grows, and workers for them.",
-        check=_between(1, 1000),
+        check=allowed.between(1, 1000),
     ),
     Setting(
         "HEARTH_COPY_SECONDS",
         "int",
         300,
         "How often what is new of a server is copied to its second store: so much more a lost first store costs.",
-        check=_between(10, 86_400),
+        check=allowed.between(10, 86_400),
     ),
     Setting(
         "HEARTH_BACKUP_REPORT_SECONDS",
@@ -278,21 +206,21 @@ SETTINGS: tuple[Setting, ...] = (
         60,
         "How often a backup engine whose store is a bucket reports, and hears of orders: an upgrade waits so long at "
         "most for its restore point to begin.",
-        check=_between(2, 60),
+        check=allowed.between(2, 60),
     ),
     Setting(
         "HEARTH_INTERNAL_HOST",
         "str",
         "127.0.0.1",
         "The address of the internal listener, which agents, the operator and metrics scrapes call with certificates.",
-        check=_address,
+        check=allowed.address,
     ),
     Setting(
         "HEARTH_INTERNAL_PORT",
         "int",
         0,
         "The port of the internal listener. 0: HEARTH_PORT + 10000, or - 10000 where there is no such port.",
-        check=_between(0, 65535),
+        check=allowed.between(0, 65535),
     ),
     Setting(
         "HEARTH_INTERNAL_NAMES",
@@ -305,25 +233,25 @@ SETTINGS: tuple[Setting, ...] = (
         "str",
         "",
         "The internal listener's certificate chain, a PEM file (cert-manager). Empty: Hearth's own authority signs.",
-        check=_file,
+        check=allowed.file,
     ),
-    Setting("HEARTH_INTERNAL_KEY", "str", "", "The PEM file of its private key.", check=_file),
-    Setting("HEARTH_INTERNAL_TRUST", "str", "", "The PEM file of the authorities it goes with.", check=_file),
+    Setting("HEARTH_INTERNAL_KEY", "str", "", "The PEM file of its private key.", check=allowed.file),
+    Setting("HEARTH_INTERNAL_TRUST", "str", "", "The PEM file of the authorities it goes with.", check=allowed.file),
     Setting(
         "HEARTH_INTERNAL_CERTIFICATE_SECONDS",
         "int",
         604_800,
         "How long a certificate of Hearth's own authority lives; it is renewed after two thirds.",
-        check=_between(5, 1_209_600),
+        check=allowed.between(5, 1_209_600),
     ),
     Setting(
         "HEARTH_INTERNAL_AUTHORITY_DAYS",
         "int",
         365,
         "How long Hearth's own authority lives; the next one is made when a third is left.",
-        check=_between(90, 3650),
+        check=allowed.between(90, 3650),
     ),
-    Setting("HEARTH_LOG_FORMAT", "str", "text", "`text` or `json`.", check=_one_of("text", "json")),
+    Setting("HEARTH_LOG_FORMAT", "str", "text", "`text` or `json`.", check=allowed.one_of("text", "json")),
     Setting(
         "HEARTH_ENVIRONMENTS",
         "str",
@@ -336,7 +264,7 @@ SETTINGS: tuple[Setting, ...] = (
         "",
         "PostgreSQL (15 or newer) to use in place of the embedded one: `postgres://user:password@host:5432/hearth`.",
         secret=True,
-        check=_url("postgres", "postgresql"),
+        check=allowed.url("postgres", "postgresql"),
     ),
     Setting(
         "HEARTH_DATABASE_CA",
@@ -344,16 +272,16 @@ SETTINGS: tuple[Setting, ...] = (
         "",
         "Who may vouch for PostgreSQL: a PEM file. Needed when it is on another host, which is always verified; on "
         "this one it turns TLS on.",
-        check=_file,
+        check=allowed.file,
     ),
     Setting(
         "HEARTH_DATABASE_CERTIFICATE",
         "str",
         "",
         "A client certificate to show to PostgreSQL: a PEM file, with HEARTH_DATABASE_KEY.",
-        check=_file,
+        check=allowed.file,
     ),
-    Setting("HEARTH_DATABASE_KEY", "str", "", "The PEM file of its key, not readable by others.", check=_file),
+    Setting("HEARTH_DATABASE_KEY", "str", "", "The PEM file of its key, not readable by others.", check=allowed.file),
     Setting(
         "REDIS_URL",
         "str",
@@ -361,23 +289,23 @@ SETTINGS: tuple[Setting, ...] = (
         "Redis to use in place of the embedded one: `rediss://user:password@host:6379/0` on another host, here also "
         "`redis://localhost:6379/0` or `unix:///path?db=0`.",
         secret=True,
-        check=_url("redis", "rediss", "unix"),
+        check=allowed.url("redis", "rediss", "unix"),
     ),
     Setting(
         "HEARTH_REDIS_CA",
         "str",
         "",
         "Who may vouch for Redis: a PEM file. Needed with `rediss://`.",
-        check=_file,
+        check=allowed.file,
     ),
     Setting(
         "HEARTH_REDIS_CERTIFICATE",
         "str",
         "",
         "A client certificate to show to Redis: a PEM file, with HEARTH_REDIS_KEY.",
-        check=_file,
+        check=allowed.file,
     ),
-    Setting("HEARTH_REDIS_KEY", "str", "", "The PEM file of its key, not readable by others.", check=_file),
+    Setting("HEARTH_REDIS_KEY", "str", "", "The PEM file of its key, not readable by others.", check=allowed.file),
 )
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 
