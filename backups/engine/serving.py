@@ -116,9 +116,10 @@ class Watched:
         done, taking = self._engine.work.memory.state.final, self._engine.taking
         if done is not None and self._final in ("", str(done.id)):
             return Final(id=str(done.id), state="done", point=done.point)
+        passed = self._engine.points.taker.passed  # of the copy before it too, for which it waits
         if taking is not None and str(taking.id) == self._final:
-            return Final(id=self._final, state="taken", done_bytes=self._engine.points.taker.passed)
-        return Final(id=self._final, state="waiting") if self._final else None
+            return Final(id=self._final, state="taken", done_bytes=passed)
+        return Final(id=self._final, state="waiting", done_bytes=passed) if self._final else None
 
     def _go_on(self) -> None:
         """See how far the wish to store all is: a look at the media that began before the wish does not count."""

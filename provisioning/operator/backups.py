@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 
 SOON, SETTLED = 5.0, 300.0  # seconds between two questions while backups are not well, and while they are
 STORE_LIMIT = 300.0  # seconds for which a suspension waits until everything is stored
-STALLED = 900.0  # seconds without any progress after which a removal goes on without a final backup
+SILENCE = 900.0  # seconds without an answer after which a removal goes on without a final backup
+STALLED = 3600.0  # and with answers that tell of no progress: many media are looked through without a word
 LONGEST = 1000  # characters of what an agent says
 ORDER = uuid.UUID("5a1c64f2-2f0b-4f0e-9a53-7c1f2f3a6d10")
 """Makes the id of a final backup from the MatrixServer's, so that every operator orders the same one."""
@@ -200,7 +201,7 @@ class Backups:
             return ""
         if known.wish != order or known.final != told.final:
             known.wish, known.final, known.since = order, told.final, time.monotonic()
-        if time.monotonic() - known.since > STALLED:
+        if time.monotonic() - known.since > (STALLED if told.answered else SILENCE):
             return self._without(server, told.message or "its agent makes no progress")
         return "Waiting for the final backup." if told.answered else "Waiting for the backup agent to answer."
 

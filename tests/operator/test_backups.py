@@ -153,10 +153,17 @@ def test_a_final_backup_that_can_not_be_holds_no_removal_up(agents: Agents, monk
     agents.silent.add("a")
     waits, said = last(seen(main=0), agents.address, turns=2)
     assert (all(waits), said) == (True, [])
-    monkeypatch.setattr(backups, "STALLED", 0.0)
+    monkeypatch.setattr(backups, "SILENCE", 0.0)
     waits, said = last(seen(main=0), agents.address, turns=2)
     assert (waits[-1], set(said)) == ("", {"NoFinalBackup!"})
     agents.silent.discard("a")
+    agents.slow.add("a")
+    waits, said = last(seen(main=0), agents.address, turns=3)
+    assert (all(waits), said) == (True, []), "it answers, and is at it"
+    monkeypatch.setattr(backups, "STALLED", 0.0)
+    waits, said = last(seen(main=0), agents.address, turns=2)
+    assert (waits[-1], set(said)) == ("", {"NoFinalBackup!"})
+    agents.slow.discard("a")
     assert last(seen(main=0), agents.address) == ([""], ["FinalBackupTaken"])
 
 
