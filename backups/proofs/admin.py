@@ -58,6 +58,7 @@ class DrillForm(forms.ModelForm):  # type: ignore[type-arg]
     class Meta:
         model = Drill
         fields = PLANNED
+        labels = {"rto_goal": "RTO goal", "rpo_goal": "RPO goal", "repeat_days": "Again after days"}
 
     def clean(self) -> dict[str, Any]:
         found = dict(super().clean() or {})
@@ -98,7 +99,7 @@ class DrillAdmin(ModelAdmin):
         return False if obj else bool(super().has_change_permission(request, obj))
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:  # noqa: ARG002 (Django's signature)
-        return [*PLANNED, "begun", "ended", "how_it_went", "report", "export"] if obj else PLANNED
+        return ["how_it_went", "report", "export", "begun", "ended", *PLANNED] if obj else PLANNED
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return [each for each in self.get_fields(request, obj) if obj] if obj else []

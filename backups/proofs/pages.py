@@ -127,7 +127,7 @@ def _compared(proof: Proof) -> list[tuple[str, str]]:
     told = proof.evidence.get("compared")
     if not told:
         return []
-    found = [("It has", f"{told.get('accounts', 0):,} accounts, {told.get('rooms', 0):,} rooms")]
+    found = [("Accounts", f"{told.get('accounts', 0):,}"), ("Rooms", f"{told.get('rooms', 0):,}")]
     if told.get("living") != "asked":
         return [*found, ("Compared with the living server", f"No: it was {told.get('living', 'not asked')}")]
     lacks = len(told.get("accounts_missing", ()))

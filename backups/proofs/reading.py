@@ -211,10 +211,10 @@ def _texts(report: verify.Report) -> dict[str, str]:
 def _told(report: verify.Report) -> str:
     first = report.damage[0].text
     hit = ", ".join(report.hit[:SHOWN]) or "none"
-    sound = f"{len(report.sound)} others are whole" if report.sound else "no other is whole"
+    sound = f"whole are {len(report.sound)} others" if report.sound else "no other is whole"
     return (
         f"{len(report.damage)} objects are damaged or missing. {first} Restore points that need them: {hit}; {sound}. "
-        "The server runs on; what the second store has is not touched by this."
+        "What the second store has is not touched by this."
     )
 
 

@@ -15,6 +15,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from django.conf import settings
@@ -102,6 +103,7 @@ def recover(context: Context) -> None:
         source=server, store=context.store, point="" if proof.moment else proof.point, moment=proof.moment
     )
     asked = recoveries.recovery(wanted, spec, holder=server.pk, grant=grant.pk, settle=recoveries.settle(None))
+    asked = replace(asked, request={**asked.request, "check": True})
     context.provider.prepare(spec.version, lambda _: None)
     context.provider.recover(spec, asked, fence=fence, progress=lambda _: None)
     context.lease.set(step="follow")

@@ -112,6 +112,7 @@ class Restore:
             telling.step("finish")
             self._sync(folder)
         found = _evidence(it, self._request, reached, settled, files)
+        found["checked"] = folder.state.checked
         found["seconds"] = {**self._timed.seconds, "all": round(time.monotonic() - began, 3)}
         folder.state.done, folder.state.result = True, msgspec.to_builtins(found)
         folder.save()

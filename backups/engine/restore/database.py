@@ -17,7 +17,7 @@ from uuid import UUID
 from backups.engine.contents import MANIFEST, ContentError
 from backups.engine.database import lsn
 from backups.engine.objects import Vault
-from backups.engine.restore import disk, plan, replay
+from backups.engine.restore import amcheck, disk, plan, replay
 from backups.engine.restore.errors import RestoreError
 from backups.engine.restore.fetch import Base, ahead
 from backups.engine.restore.folder import Folder, Reached
@@ -177,6 +177,10 @@ class Database:
                     state.sequences = sequences(connection)
                     self._folder.save()
                 settled = settle(connection, wanted, before=state.sequences, moment=state.moment, now=datetime.now(UTC))
+            if self._request.check:
+                with self._timed("check"):
+                    it, user = self._request.tools, self._request.superuser
+                    state.checked = amcheck.look(sockets, wanted.database, user, it, self._stop)
             server.end()
         return settled
 

@@ -58,6 +58,8 @@ class State(msgspec.Struct, kw_only=True):
     reached: Reached = msgspec.field(default_factory=Reached)
     moment: datetime | None = None
     """Of what was restored. Since then others may have seen what the database knows nothing of."""
+    checked: bool = False
+    """Whether `pg_amcheck` found nothing wrong."""
     done: bool = False
     result: dict[str, Any] = {}
     """What was told when it was done."""

@@ -87,6 +87,9 @@ class Request(Part, frozen=True, kw_only=True):
     """What opens the data keys at Hearth."""
     settle: Settle | None = Settle()
     """None: the database is left as it was at that moment."""
+    check: bool = False
+    """Look at the structure of the database by `pg_amcheck`, where there is one. For throw-away instances: it makes an
+    extension there."""
 
 
 def load(path: Path) -> Request:
