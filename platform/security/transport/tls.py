@@ -141,13 +141,18 @@ def _filled(context: ssl.SSLContext, material: Material) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols(["http/1.1"])
     context.load_verify_locations(cadata=material.trust)
+    load_pair(context, key=material.key, chain=material.chain)
+    return context
+
+
+def load_pair(context: ssl.SSLContext, *, key: str, chain: str) -> None:
+    """Let a context show a certificate (PEM), without the key ever being on a disk."""
     descriptor = os.memfd_create("certificate", os.MFD_CLOEXEC)
     try:
-        os.write(descriptor, f"{material.key.strip()}\n{material.chain}".encode())
+        os.write(descriptor, f"{key.strip()}\n{chain}".encode())
         context.load_cert_chain(f"/proc/self/fd/{descriptor}")
     finally:
         os.close(descriptor)
-    return context
 
 
 class OnlyHearth(ssl.SSLSocket):

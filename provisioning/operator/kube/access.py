@@ -9,7 +9,6 @@ import base64
 import binascii
 import os
 import ssl
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -157,11 +156,13 @@ class Kubeconfig:
         context = ssl.create_default_context(cadata=authority.decode() if authority else None)
         certificate, key = self._bytes(user, "client-certificate"), self._bytes(user, "client-key")
         if certificate and key:
-            # The ssl module takes a client's certificate from a file only.
-            with tempfile.NamedTemporaryFile(prefix="client-", suffix=".pem") as pair:
-                pair.write(certificate + b"\n" + key)
-                pair.flush()
-                context.load_cert_chain(pair.name)
+            # The ssl module takes a client's key from a file only: from one that is in memory alone.
+            descriptor = os.memfd_create("client", os.MFD_CLOEXEC)
+            try:
+                os.write(descriptor, certificate + b"\n" + key)
+                context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+            finally:
+                os.close(descriptor)
         return context
 
     def _bytes(self, section: dict[str, Any], name: str) -> bytes:

@@ -5,9 +5,11 @@ Requests are tried again for a while where that can help: the API server is away
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import re
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
@@ -15,11 +17,12 @@ from typing import Any
 
 import urllib3
 from kubernetes import client as library
-from kubernetes.config import ConfigException, new_client_from_config_dict
+from kubernetes.config import ConfigException
 from kubernetes.config.incluster_config import SERVICE_CERT_FILENAME, SERVICE_TOKEN_FILENAME, InClusterConfigLoader
 
 from provisioning.providers.base import ProviderError
 from provisioning.providers.kubernetes.kubeconfig import KubeconfigRefused, read
+from security.transport.tls import load_pair
 
 Object = dict[str, Any]
 MANAGER = "hearth"
@@ -176,13 +179,8 @@ def connect(kubeconfig: str | None) -> Client:
     configuration = library.Configuration()
     configuration.retries = False  # `request` alone knows what may be sent twice
     try:
-        # Neither function that loads has types.
-        if kubeconfig is None:
-            return _of_the_pod(configuration)
-        found = read(kubeconfig)
-        api = new_client_from_config_dict(found, persist_config=False, client_configuration=configuration)  # type: ignore[no-untyped-call]
-        return Client(api)
-    except (ConfigException, ValueError) as error:
+        return _of_the_pod(configuration) if kubeconfig is None else _by(read(kubeconfig), configuration)
+    except (ConfigException, ValueError, ssl.SSLError) as error:
         told = str(error) if kubeconfig is None or isinstance(error, KubeconfigRefused) else "it can't be understood"
         raise ProviderError(
             f"Hearth has no way into this region's cluster: {told.rstrip('.')}. {SAFE} Staff can give the region a "
@@ -190,6 +188,27 @@ def connect(kubeconfig: str | None) -> Client:
             code="RegionCredentials",
             retry=False,
         ) from None
+
+
+def _by(found: Mapping[str, Any], configuration: Any) -> Client:
+    """Return a client by a kubeconfig. The library's own loader would leave a client's key in a file under /tmp."""
+    cluster, user = found["clusters"][0]["cluster"], found["users"][0]["user"]
+    configuration.host = str(cluster["server"]).rstrip("/")
+    configuration.tls_server_name = cluster.get("tls-server-name")
+    if token := user.get("token"):
+        configuration.api_key["BearerToken"] = f"Bearer {token}"
+    context = ssl.create_default_context(cadata=_pem(cluster, "certificate-authority-data"))
+    if user.get("client-certificate-data") and user.get("client-key-data"):
+        load_pair(context, key=_pem(user, "client-key-data"), chain=_pem(user, "client-certificate-data"))
+    api: Any = library.ApiClient(configuration)
+    name = {"server_hostname": configuration.tls_server_name} if configuration.tls_server_name else {}
+    size = configuration.connection_pool_maxsize
+    api.rest_client.pool_manager = urllib3.PoolManager(ssl_context=context, retries=False, maxsize=size, **name)
+    return Client(api)
+
+
+def _pem(section: Mapping[str, Any], name: str) -> str:
+    return base64.b64decode(str(section[name]), validate=True).decode()
 
 
 def _of_the_pod(configuration: Any) -> Client:
