@@ -11,7 +11,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from backups import selectors
-from backups.models import Line, RegionStores, Restore, RestorePoint, Store
+from backups.models import Line, RegionStores, Restore, RestorePoint, ServerBackups, Store
 from backups.policies import policy_of
 from backups.selectors import Window
 from provisioning.models import Operation, ServerStatus
@@ -20,7 +20,7 @@ from tenants.errors import Refused
 from tenants.models import Server
 
 SECOND = timedelta(seconds=1)
-NEAR = 3
+NEAR, MOST_POINTS = 3, 200
 MEASURED = 20
 State = RestorePoint.State
 
@@ -105,9 +105,18 @@ def moments(server: Server) -> list[Window]:
 
 
 def points(server: Server) -> list[RestorePoint]:
-    """Return the restore points that can be chosen, newest first."""
-    rows = selectors.whole(server).filter(state=State.WHOLE)
-    return list(rows[:200])
+    """Return the restore points that can be chosen from one store or the other, newest first."""
+    rows = selectors.whole(server).filter(Q(state=State.WHOLE) | Q(copied__isnull=False))
+    return list(rows[:MOST_POINTS])
+
+
+def stores(server: Server) -> list[Store]:
+    """Return the stores that can be read: the region's first, and the second where anything is."""
+    found = RegionStores.objects.select_related("first", "second").filter(region__code=server.region).first()
+    if found is None:
+        return []
+    copied = found.second is not None and selectors.whole(server).filter(copied__isnull=False).exists()
+    return [found.first, *([found.second] if copied and found.second else [])]
 
 
 def estimate(region: str, size: int) -> float | None:
@@ -139,32 +148,34 @@ def _point(server: Server, identity: str, store: Store) -> RestorePoint:
     found = rows.filter(identity=identity).first()
     if found is None:
         raise Refused("There is no such restore point any more. Nothing was changed. Choose another.", field="point")
-    _refuse_damaged(server, found)
-    if not _is_first(server, store) and found.copied is None:
+    if _is_first(server, store):
+        _refuse_damaged(server, found)
+    elif found.copied is None:
         raise Refused("That store does not have this restore point yet. Nothing was changed.", field="store")
     return found
 
 
 def _base_of(server: Server, moment: datetime, store: Store) -> RestorePoint:
     """Return the restore point that a restore to `moment` begins with."""
-    windows = moments(server)
+    windows, first = moments(server), _is_first(server, store)
     if not any(each.begun <= moment <= each.until for each in windows):
         raise Refused(f"{_moment(moment)} can't be restored. Nothing was changed. {told(windows)}", field="moment")
     lines = Line.objects.filter(server=server, begun__lte=moment, until__gte=moment).values_list("identity", flat=True)
     rows = selectors.whole(server).filter(line__in=list(lines), at__lte=moment)
-    base = rows.filter(_there(server, store)).first()
+    copied = None if first else ServerBackups.objects.values_list("copied_until", flat=True).get(server=server)
+    if not first and (copied is None or copied < moment):
+        until = f"everything up to {_moment(copied)} UTC" if copied else "nothing of this server yet"
+        raise Refused(f"That store has {until}. Nothing was changed. Choose a time before.", field="moment")
+    base = rows.filter(Q() if first else Q(copied__isnull=False)).first()
     if base is None:
         raise Refused(
             f"The restore point that a restore to {_moment(moment)} begins with is not there. Nothing was changed. "
             f"{told(windows)}",
             field="moment",
         )
-    _refuse_damaged(server, base)
+    if first:
+        _refuse_damaged(server, base)
     return base
-
-
-def _there(server: Server, store: Store) -> Q:
-    return Q() if _is_first(server, store) else Q(copied__isnull=False)
 
 
 def _is_first(server: Server, store: Store) -> bool:
@@ -179,6 +190,8 @@ def _refuse_damaged(server: Server, found: RestorePoint) -> None:
     after = [each.at for each in rows.filter(at__gt=found.at).order_by("at")[:1]]
     near = " and ".join(f"{_moment(each)} UTC" for each in before + after)
     others = f"Whole, and nearest to it, is what was kept at {near}." if near else "There is no whole one: ask support."
+    if found.copied and len(stores(server)) > 1:
+        others = f"The second store has a copy of it: read from that. {others}"
     raise Refused(
         f"The restore point of {_moment(found.at)} UTC is damaged: {found.damage.rstrip('.')}. Nothing was changed. "
         f"{others}",

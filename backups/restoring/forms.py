@@ -8,7 +8,7 @@ from typing import Any
 
 from django import forms
 
-from backups.models import RestorePoint
+from backups.models import RestorePoint, Store
 from backups.selectors import Window
 from tenants.forms import RefusableForm
 from tenants.models import Server
@@ -39,9 +39,23 @@ class ChoiceForm(RefusableForm):
         error_messages={"invalid": "Give day and time, such as 2026-11-20 12:30:00."},
     )
 
-    def __init__(self, data: Any, *, points: Sequence[RestorePoint], windows: Sequence[Window], **kwargs: Any) -> None:
+    store = forms.ChoiceField(label="Read from", required=False)
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        points: Sequence[RestorePoint],
+        windows: Sequence[Window],
+        stores: Sequence[Store],
+        **kwargs: Any,
+    ) -> None:
         super().__init__(data, **kwargs)
-        choices = [(each.identity, f"{each.at:%Y-%m-%d %H:%M:%S} UTC, {each.kind}") for each in points]
+        self.stores = {each.code: each for each in stores}
+        self.fields["store"] = forms.ChoiceField(
+            label="Read from", required=False, choices=[(each.code, each.name) for each in stores]
+        )
+        choices = [(each.identity, _told(each)) for each in points]
         self.fields["point"] = forms.ChoiceField(
             label="Restore point",
             choices=choices,
@@ -55,11 +69,17 @@ class ChoiceForm(RefusableForm):
         self.fields["moment"].widget = forms.DateTimeInput(attrs=attributes, format=INPUT)
 
     def chosen(self) -> dict[str, Any]:
-        """Return `point` or `moment`, as the verb takes them."""
+        """Return `point` or `moment`, and the store, as the verb takes them."""
         said = self.cleaned_data
+        store = self.stores.get(said.get("store") or "")
         if said.get("what") == MOMENT or (not said.get("what") and said.get("moment")):
-            return {"point": "", "moment": said.get("moment")}
-        return {"point": said.get("point") or "", "moment": None}
+            return {"point": "", "moment": said.get("moment"), "store": store}
+        return {"point": said.get("point") or "", "moment": None, "store": store}
+
+
+def _told(point: RestorePoint) -> str:
+    damaged = ", damaged in the first store" if point.state == RestorePoint.State.DAMAGED else ""
+    return f"{point.at:%Y-%m-%d %H:%M:%S} UTC, {point.kind}{damaged}"
 
 
 class ConfirmForm(RefusableForm):

@@ -33,7 +33,8 @@ def restore(request: HttpRequest, slug: str, server_id: uuid.UUID) -> HttpRespon
     access, server = get_server(request.user, slug, server_id, owner=True)
     windows, points = choices.moments(server), choices.points(server)
     data = request.POST if request.method == "POST" else request.GET
-    form = ChoiceForm(data or None, points=points, windows=windows)
+    stores = choices.stores(server)
+    form = ChoiceForm(data or None, points=points, windows=windows, stores=stores)
     confirm = ConfirmForm(
         request.POST if request.method == "POST" else None, server=server, to="replace what it has now"
     )
@@ -51,6 +52,7 @@ def restore(request: HttpRequest, slug: str, server_id: uuid.UUID) -> HttpRespon
         "choice": choice,
         "windows": windows,
         "points": points,
+        "stores": stores,
         "unfit": _unfit(server),
     }
     return render(request, "backups/restore.html", context)

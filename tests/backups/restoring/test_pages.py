@@ -10,7 +10,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from accounts.models import User
-from backups.models import Line, Restore, RestorePoint
+from backups.models import Line, RegionStores, Restore, RestorePoint, ServerBackups, Store
 from provisioning.models import Operation
 from tenants.models import Server
 from tests.backups.restoring.restorable import LINE, add_point, bring_back, hour_ago
@@ -159,6 +159,31 @@ def test_of_a_damaged_point_the_whole_ones_near_it_are_named(berry: Server, alic
     assert f"{older.at:%Y-%m-%d %H:%M:%S}" in shown
     assert f"{newer.at:%Y-%m-%d %H:%M:%S}" in shown
     assert damaged.identity not in page(client, address)
+
+
+def test_what_the_first_store_lost_is_read_from_the_second(
+    berry: Server, alice: User, provider: ScriptedProvider
+) -> None:
+    client, address = client_for(alice), url("server_restore", berry)
+    older, newer = RestorePoint.objects.order_by("at")
+    assert "Read from" not in page(client, address)
+    second = Store.objects.create(code="there", name="There", kind="folder", folder="/mnt/there")
+    RegionStores.objects.update(second=second)
+    RestorePoint.objects.filter(pk=older.pk).update(copied=timezone.now(), state="damaged", damage="It is gone.")
+    ServerBackups.objects.update(copied_until=older.at + timedelta(hours=3))
+    shown = page(client, address, what="point", point=older.identity)
+    assert "The second store has a copy of it" in shown
+    said = {"what": "point", "point": older.identity, "store": "there"}
+    assert "What you get back" in page(client, address, **said)
+    assert "does not have this restore point yet" in page(client, address, **said | {"point": newer.identity})
+    late = {"what": "moment", "store": "there", "moment": at(newer.at + timedelta(hours=1))}
+    assert "That store has everything up to" in page(client, address, **late)
+    within = late | {"moment": at(older.at + timedelta(hours=2))}
+    assert "What you get back" in page(client, address, **within)
+    assert client.post(address, within | {"mode": "beside"}).status_code == 302
+    row = Restore.objects.get()
+    bring_back(provider, row)
+    assert provider.recoveries[str(row.instance)].request["store"]["path"].startswith("/mnt/there/")
 
 
 @pytest.mark.parametrize("moment", ["", "yesterday", "2026-13-01T00:00", "0001-01-01T00:00:00", "9999-12-31T23:59:59"])
