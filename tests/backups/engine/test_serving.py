@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,11 +12,15 @@ import pytest
 
 from backups.engine import serving
 from backups.engine.hearth import Order
+from backups.engine.keys import Keys
 from backups.engine.media.build import open_media
+from backups.engine.objects import Vault
 from backups.engine.progress import Progress
-from backups.engine.settings import S3StoreAt, Serve, Settings, SettingsError, load
-from tests.backups.engine.conftest import QUICK, Bench, wait_for
+from backups.engine.settings import Database, FolderStoreAt, S3StoreAt, Serve, Settings, SettingsError, load
+from backups.engine.stores.folder import FolderStore
+from tests.backups.engine.conftest import ORGANISATION, QUICK, SERVER, Bench, wait_for
 from tests.backups.engine.faulty import Store, write
+from tests.backups.keys import MemoryKeys
 
 SLOW = msgspec.structs.replace(QUICK, media_every=3600, moment_every=3600, moment_at_rest=3600, tail_every=3600)
 """What is stored with it is stored because somebody asked."""
@@ -37,7 +42,7 @@ class Asked:
         return httpx.post(self._address + path, params=query, timeout=60)
 
 
-def test_it_is_ready_with_its_first_restore_point(bench: Bench) -> None:
+def test_it_is_ready_with_its_first_restore_point_and_refuses_what_makes_no_sense(bench: Bench) -> None:
     engine = bench.start()
     with serving.served(engine, Serve(host="127.0.0.1", port=0)) as port:
         asked = Asked(port)
@@ -47,6 +52,9 @@ def test_it_is_ready_with_its_first_restore_point(bench: Bench) -> None:
         found = asked.status()
         assert (found["ready"], found["reason"], found["point"]) == (True, "Written", point.id)
         assert asked.get("/").status_code == 404
+        for path in ("/final?id=none", "/final", "/store-all", "/else?id=1", f"/store-all?id={'a' * 200}"):
+            assert asked.post(path).status_code == 400, path
+        assert (asked.status()["final"], asked.status()["stored"]) == (None, "")
 
 
 def test_a_fault_that_stays_is_told_and_ends_with_its_cause(
@@ -123,32 +131,38 @@ def test_a_final_backup_that_hearth_ordered_is_not_copied_again(bench: Bench) ->
     assert len(bench.events("point-stored")) == 2
 
 
-def test_what_makes_no_sense_is_refused(bench: Bench) -> None:
-    engine = bench.start()
-    with serving.served(engine, Serve(host="127.0.0.1", port=0)) as port:
-        asked = Asked(port)
-        for path in ("/final?id=none", "/final", "/store-all", "/else?id=1", f"/store-all?id={'a' * 200}"):
-            assert asked.post(path).status_code == 400, path
-        assert asked.status()["final"] is None
-
-
-def test_media_in_a_bucket_are_read_from_there(bench: Bench) -> None:
-    (bench.folder / "name.key").write_bytes(b"n" * 32)
-    keys = bench.folder / "keys.json"
+def settings(folder: Path, **changes: Any) -> Settings:
+    """Return settings whose media are in a bucket."""
+    keys, name_key = folder / "keys.json", folder / "name.key"
     keys.write_text('{"access_key": "alice", "secret_key": "secret"}')
-    where = {"endpoint": "http://127.0.0.1:1", "bucket": "media", "prefix": "servers/alice"}
-    at = S3StoreAt(**where, name="media", credentials_file=str(keys))
-    settings = bench.settings(media_bucket=at, name_key_file=str(bench.folder / "name.key"))
-    engine = bench.start()
-    made = open_media(settings, engine.work.vault, engine.work.keys, Progress(), lambda: False)
+    name_key.write_bytes(b"n" * 32)
+    at = S3StoreAt(
+        endpoint="http://127.0.0.1:1", bucket="media", prefix="servers/alice", name="media", credentials_file=str(keys)
+    )
+    values: dict[str, Any] = {
+        "organisation": ORGANISATION,
+        "server": SERVER,
+        "server_name": "alice.example",
+        "database": Database(host=str(folder)),
+        "state": str(folder / "state"),
+        "store": FolderStoreAt(path=str(folder / "store"), make=True),
+        "name_key_file": str(name_key),
+        "media_bucket": at,
+    }
+    return Settings(**(values | changes))
+
+
+def test_media_in_a_bucket_are_read_from_there(tmp_path: Path) -> None:
+    told, keys = settings(tmp_path), MemoryKeys()
+    vault = Vault(store=FolderStore("folder", tmp_path / "store", make=True), organisation=ORGANISATION, server=SERVER)
+    progress = Progress()
+    made = open_media(told, vault, Keys(keys, 3600, progress), progress, lambda: False)
     assert made is not None
     assert type(made.source).__name__ == "BucketSource"
 
 
-def test_media_lie_in_one_place(bench: Bench) -> None:
-    at = S3StoreAt(endpoint="http://127.0.0.1:1", bucket="media", prefix="servers/alice")
-    place = bench.folder / "settings.json"
-    both: Settings = bench.settings(media_bucket=at)
-    place.write_bytes(msgspec.json.encode(msgspec.to_builtins(both) | {"media": "/media"}))
+def test_media_lie_in_one_place(tmp_path: Path) -> None:
+    place = tmp_path / "settings.json"
+    place.write_bytes(msgspec.json.encode(msgspec.to_builtins(settings(tmp_path)) | {"media": "/media"}))
     with pytest.raises(SettingsError, match="not in both"):
         load(place)
