@@ -38,6 +38,15 @@ part of Prometheus' configuration, on the machine of Hearth:
         static_configs:
           - targets: ["127.0.0.1:18000"]
 
+## Alert rules
+
+`platform/observability/rules/backups.yaml` has rules for backups: age, gaps, silent engines, failed proofs, copies that lag, and nobody who looks.
+Name the file below `rule_files` of Prometheus' configuration; in a cluster its `groups` are the `spec` of a PrometheusRule.
+[stores.md](stores.md) says what each cause means. Hearth sends mails of the same by itself.
+
+The lag of a copy to a second store is a number of each server. As series these would be 100,000 in each scrape, so there are counts of servers
+by how late they are, and the 20 worst by name; the staff's list of copies has all.
+
 ## What there is
 
 `hearth_requests_total` names pages by their route, never by an address; an address that is no page's counts as `none`.
