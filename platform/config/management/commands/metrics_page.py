@@ -40,12 +40,12 @@ part of Prometheus' configuration, on the machine of Hearth:
 
 ## Alert rules
 
-`platform/observability/rules/backups.yaml` has rules for backups: age, gaps, silent engines, failed proofs, copies that lag, and nobody who looks.
-Name the file below `rule_files` of Prometheus' configuration; in a cluster its `groups` are the `spec` of a PrometheusRule.
-[stores.md](stores.md) says what each cause means. Hearth sends mails of the same by itself.
+`platform/observability/rules/backups.yaml` has rules for backups: age, gaps, silent engines, failed proofs, copies
+that lag, and nobody who looks. Name the file below `rule_files` of Prometheus' configuration; in a cluster its `groups`
+are the `spec` of a PrometheusRule. [stores.md](stores.md) says what each cause means. Hearth sends mails of the same.
 
-The lag of a copy to a second store is a number of each server. As series these would be 100,000 in each scrape, so there are counts of servers
-by how late they are, and the 20 worst by name; the staff's list of copies has all.
+The lag of a copy to a second store is a number of each server. As series these would be 100,000 in each scrape, so
+there are counts of servers by how late they are, and the 20 worst by name; the staff's list of copies has all.
 
 ## What there is
 
