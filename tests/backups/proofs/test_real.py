@@ -5,20 +5,22 @@ All is real: the agent, PostgreSQL, Synapse, its engine, grants over mutual TLS,
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.conf import settings
+from django.db.models import F
 from django.utils import timezone
 
 from accounts.models import User
 from backups import alerts, orders, wiring
-from backups.models import Alarm, Order, Proof, RegionStores, RestorePoint, ServerBackups, Store
-from backups.proofs import comparing, schedule, turns
+from backups.models import Alarm, Drill, Order, Proof, RegionStores, RestorePoint, ServerBackups, Store
+from backups.proofs import comparing, drills, pages, schedule, turns
 from provisioning import engine, identities, services
 from provisioning.matrix import Homeserver
 from provisioning.models import Region, ServerSecret, ServerStatus
@@ -140,7 +142,9 @@ def test_a_server_is_proved_by_being_brought_back(
         living.redact()
         a_worker_is_killed_and_another_brings_it_back(living, point)
         a_loss_is_noticed(living, monkeypatch)
+        second = a_second_store(tmp_path)
         a_damaged_backup_fails(living, point, tmp_path)
+        a_drill_brings_it_back_from_the_second_store_alone(living, alice, tmp_path, second)
         with living.client() as client:
             assert living.person(client).sync()["next_batch"], "the living server was never touched"
 
@@ -166,19 +170,35 @@ def a_worker_is_killed_and_another_brings_it_back(living: Living, point: Restore
 
 
 def a_loss_is_noticed(living: Living, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The living server says that it had something before the moment that the backup does not hold."""
-    earlier: Callable[..., set[str]] = comparing.Side.accounts
+    """The server compared with itself lacks nothing. It does when the living one had more, or other things."""
+    url = ServerStatus.objects.get(server=living.server).homeserver_url
+    secret = str(ServerSecret.objects.get(server=living.server, name="jwt").value)
 
-    def one_more(side: comparing.Side, until: object) -> set[str]:
-        found = earlier(side, until)
-        return found if side._back else found | {"@dora:berry.hearth.localhost"}
+    def compared() -> list[str]:
+        return comparing.compare(url, url, living.server.server_name, secret, timezone.now()).wrong
 
-    with monkeypatch.context() as patched:
-        patched.setattr(comparing.Side, "accounts", one_more)
-        proof = prove(living)
-    assert proof.result == "failed"
-    assert "@dora:berry.hearth.localhost" in proof.summary
-    nothing_is_left(living)
+    assert compared() == []
+    accounts, before = comparing.Side.accounts, comparing.Side.before
+
+    def one_more(side: comparing.Side, until: datetime) -> set[str]:
+        return accounts(side, until) | (set() if side._back else {"@dora:berry.hearth.localhost"})
+
+    def others(side: comparing.Side, room: str, anchor: str, count: int) -> dict[str, dict[str, Any]]:
+        found = before(side, room, anchor, count)
+        if not side._back:
+            said = next(each for each in found.values() if "body" in each["content"])
+            said["content"] = {"body": "I never said that"}
+            found["$gone"] = dict(said)
+        return found
+
+    monkeypatch.setattr(comparing.Side, "accounts", one_more)
+    monkeypatch.setattr(comparing.Side, "before", others)
+    lacks, missing, changed = compared()
+    assert "@dora:berry.hearth.localhost" in lacks
+    assert "are missing: 1 of" in missing
+    assert "another content: 1" in changed
+    monkeypatch.setattr(comparing.Side, "accounts", accounts)
+    monkeypatch.setattr(comparing.Side, "before", before)
 
 
 def a_damaged_backup_fails(living: Living, point: RestorePoint, root: Path) -> None:
@@ -193,4 +213,36 @@ def a_damaged_backup_fails(living: Living, point: RestorePoint, root: Path) -> N
     assert ServerBackups.objects.get().next_reading is not None
     alerts.observe()
     assert point.identity in Alarm.objects.get(cause="proof").text
+    nothing_is_left(living)
+
+
+def a_second_store(root: Path) -> Store:
+    """Have everything in a second store too, as copying does."""
+    far = root.with_name(f"{root.name}-far")
+    shutil.copytree(root, far)
+    second = Store.objects.create(code="far", name="Far", kind="folder", folder=str(far))
+    RegionStores.objects.update(second=second)
+    RestorePoint.objects.update(copied=timezone.now())
+    ServerBackups.objects.update(copied_until=F("until"))
+    return second
+
+
+def a_drill_brings_it_back_from_the_second_store_alone(living: Living, actor: User, first: Path, second: Store) -> None:
+    RestorePoint.objects.update(state="whole")  # as the second store has it
+    first.rename(first.with_name(f"{first.name}-lost"))
+    region = Region.objects.get(code="local")
+    drill = Drill(name="The first store is lost", region=region, target=region, planned=timezone.now())
+    drills.plan(actor, drill=drill)
+    drills.move_on()
+    proof = ended(drill.proofs.get())
+    assert proof.result == "passed", (proof.summary, proof.evidence)
+    assert proof.store == second
+    assert proof.evidence["compared"]["living"] == "not asked"
+    assert proof.rto_seconds is not None
+    assert proof.rto_seconds >= proof.evidence["own_seconds"]
+    drills.move_on()
+    drill.refresh_from_db()
+    assert drill.result == "passed", drill.summary
+    (row,) = pages.report(drill).rows
+    assert (row.rto_met, row.rpo_met, row.store) == (True, True, "Far")
     nothing_is_left(living)
