@@ -60,7 +60,7 @@ def test_a_disk_that_is_not_mounted_is_not_made(server: Server, tmp_path: Path) 
     assert seams.backup_of(server)["settings"]["store"]["make"] is True
 
 
-def test_a_buckets_key_is_a_file_and_is_the_agents(server: Server) -> None:
+def test_a_buckets_key_is_a_file_and_is_the_agents(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     region = fleet.seed_region()
     store = Store.objects.create(
         code="eu", name="Bucket", kind=Store.Kind.S3, endpoint="https://s3.test", bucket="b", location="eu-1",
@@ -74,3 +74,6 @@ def test_a_buckets_key_is_a_file_and_is_the_agents(server: Server) -> None:
     keys = base64.b64decode(found["files"][told.store.credentials_file])
     assert b"may-write" in keys
     assert b"may-remove" not in keys + str(found).encode()
+    assert told.policy.sync_every == settings.HEARTH["HEARTH_BACKUP_REPORT_SECONDS"]
+    monkeypatch.setitem(settings.HEARTH, "HEARTH_BACKUP_REPORT_SECONDS", 7)
+    assert seams.backup_of(server)["settings"]["policy"]["sync_every"] == 7
