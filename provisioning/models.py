@@ -290,6 +290,12 @@ class Operation(models.Model):
     def __str__(self) -> str:
         return f"{self.get_kind_display()} {self.server}"
 
+    @property
+    def shown_state(self) -> str:
+        """Its state for people: between two looks at something that takes long it goes on, though nobody holds it."""
+        waits = self.state == self.State.QUEUED and self.started is not None
+        return self.State.RUNNING.label if waits else self.get_state_display()
+
 
 class OperationStep(models.Model):
     """A named step of an operation, in order."""

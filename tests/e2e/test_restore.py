@@ -86,8 +86,9 @@ def ended(person: Person, server: str, title: str, times: int = 1) -> None:
 def new_point(person: Person, server: str) -> str:
     """Have a restore point taken and return its name."""
     backups = f"{server}backups/"
+    # The first one comes by itself, and may have begun before what the caller has just done.
+    known = set(wait(lambda: POINT.findall(person.get(backups).text), lambda: text(person.get(backups).text)))
     wait(lambda: "Take a restore point now" in person.get(backups).text, lambda: text(person.get(backups).text))
-    known = set(POINT.findall(person.get(backups).text))
     expect(submit(person.browser, person.get(backups), "/now/"), "A restore point")
     new = wait(lambda: set(POINT.findall(person.get(backups).text)) - known, lambda: text(person.get(backups).text))
     return str(min(new))
