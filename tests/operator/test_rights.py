@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +48,7 @@ def installed() -> Iterator[Cluster]:
 
 def _install(cluster: Cluster) -> None:
     words = ["upgrade", "--install", "hearth", str(DEPLOY), "--namespace", SYSTEM, "--kubeconfig"]
-    options = ["--set", "operator.image=images.example/hearth:1"]
+    options = ["--set", "operator.image=images.example/hearth:1,monitoring.enabled=true,monitoring.labels.release=p"]
     subprocess.run(
         [str(tools.find("helm")), *words, str(cluster.kubeconfig), *options],
         check=True,
@@ -212,6 +214,36 @@ def test_nobody_weakens_a_servers_namespace(
     found = installed.api.get("v1", "Namespace", place)
     assert found is not None
     assert sentence in refused(installed.api.patch, found, {"metadata": {"labels": labels}})
+
+
+@pytest.mark.parametrize("name", ["x", "00000000-0000-0000-0000-00000000000g"])
+def test_a_servers_namespace_has_a_servers_id(installed: Cluster, name: str) -> None:
+    labels = {**LABELS, "hearth.host/server": name}
+    made = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": f"hearth-{name}", "labels": labels}}
+    assert "the server's id" in refused(installed.api.apply, made)
+
+
+def test_what_the_alert_rules_ask_the_operator_tells(
+    installed: Cluster, homeservers: Homeservers, tmp_path: Path
+) -> None:
+    api = installed.api
+    rule = api.get("monitoring.coreos.com/v1", "PrometheusRule", "hearth-operator", SYSTEM)
+    monitor = api.get("monitoring.coreos.com/v1", "ServiceMonitor", "hearth-operator", SYSTEM)
+    service = api.get("v1", "Service", "hearth-operator", SYSTEM)
+    assert rule is not None
+    assert monitor is not None
+    assert service is not None
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert {each["port"] for each in monitor["spec"]["endpoints"]} <= {
+        each["name"] for each in service["spec"]["ports"]
+    }
+    asked = set(re.findall(r"hearth_operator_\w+", json.dumps(rule["spec"])))
+    kubeconfig = account(installed, "hearth-operator", tmp_path)
+    with Operator(kubeconfig, tmp_path, homeservers.address, administrator=installed.kubeconfig) as operator:
+        (path,) = {each["path"] for each in monitor["spec"]["endpoints"]}
+        told = operator.get(path).text
+    assert asked
+    assert {name for name in asked if f"\n{name} " not in told} == set()
 
 
 @pytest.mark.parametrize("way", ["status", "finalize"])
