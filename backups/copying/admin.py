@@ -17,7 +17,7 @@ TONES = {"fault": "bad", "behind": "warn", "complete": "good", "new": "busy"}
 class CopyAdmin(ReadOnlyAdmin):
     """How far each server's copy is."""
 
-    list_display = ["server", "way", "how_it_is", "until", "lacks", "last_turn", "fault"]
+    list_display = ["server", "way", "how_it_is", "until", "lacks", "last_turn", "fault_code", "fault"]
     list_filter = ["repair", "fault_code", "target"]
     list_select_related = ["server", "source", "target"]
     search_fields = ["server__server_name"]
@@ -32,7 +32,7 @@ class CopyAdmin(ReadOnlyAdmin):
     @column("state", tones=TONES)
     def how_it_is(self, row: Copy) -> tuple[str, str]:
         if row.fault_code:
-            return "fault", row.fault_code
+            return "fault", "Failing"
         if row.turned is None:
             return "new", "Begins"
         if row.complete:
