@@ -158,6 +158,13 @@ class Alice(Person):
         """Have another Synapse."""
         expect(submit(self.browser, self.get(f"{self.server}upgrade/"), version=version), "is being upgraded")
 
+    def change_size(self, *, vcpu: int, memory_gb: int, disk_gb: int, object_gb: int) -> None:
+        """Have another size."""
+        page = self.get(f"{self.server}size/")
+        size = {"vcpu": vcpu, "memory_mb": memory_gb, "disk_gb": disk_gb, "object_gb": object_gb}  # shown as GB
+        sent = submit(self.browser, page, **{key: str(value) for key, value in size.items()})
+        expect(sent, "gets its new size")
+
     def delete(self) -> None:
         """Delete it."""
         self.delete_server(self.server, self.server_name)
@@ -170,7 +177,7 @@ class Alice(Person):
 
 
 def resize(stack: Stack, server: str, **sizes: int) -> None:
-    """Want another size, as the verbs write it: no page of Hearth says it yet. The sweep finds it."""
+    """Want what staff say of a plan, as the verbs write it. The sweep finds it."""
     code = f"""
 from django.db.models import F
 from tenants.models import Server

@@ -1,6 +1,6 @@
 """What is tried on the real node, one step after the other. Runs inside of the run's namespaces; see `__main__`.
 
-Alice has her server by Hearth's own pages. Only where no page says it (another size) Hearth's database is told, and
+Alice has her server by Hearth's own pages. Only where no page of hers says it (her plan) Hearth's database is told, and
 only to look at what came of it, or to do harm, the cluster is asked.
 """
 
@@ -38,7 +38,7 @@ LIMIT = 420.0
 """Seconds that any step may wait; a machine for tests may be slow."""
 BASE = "localhost/debian:12"
 """What the other images stand on; no pod runs it."""
-SIZE = {"vcpu": 4, "memory_mb": 8192, "disk_gb": 40}
+SIZE = {"vcpu": 4, "memory_gb": 8, "disk_gb": 40, "object_gb": 100}
 """The smallest at which Hearth gives a server workers."""
 
 
@@ -154,13 +154,7 @@ class Scenario:
 
     def resize(self) -> None:
         """More memory, larger volumes; at that size also Redis, generic workers and a federation sender."""
-        stack = self.started()
-        self.alice.carry_out(
-            "Apply changes",
-            lambda: hearth.resize(stack, self.alice.server.split("/")[-2], **SIZE),
-            "ready",
-            limit=LIMIT,
-        )
+        self.alice.carry_out("Apply changes", lambda: self.alice.change_size(**SIZE), "ready", limit=LIMIT)
         grown = {"postgres-1": "19Gi", "media": "20Gi"}
         self.node.api.wait("grown volumes", lambda: grown.items() <= self.claims().items(), seconds=LIMIT)
         self.person.talk("After the resize")
