@@ -20,7 +20,7 @@ from backups.engine.catalogue import Catalogue
 from backups.engine.expiry import Expired, expire
 from backups.engine.retention import Retention, plan
 from backups.engine.stores.base import Store, StoreError
-from backups.models import Restore, RestorePoint, Shelf
+from backups.models import Proof, Restore, RestorePoint, Shelf
 from backups.policies import policy_of
 from provisioning.models import Operation
 from security.errors import SecurityError
@@ -66,6 +66,8 @@ def turn(shelf: Shelf, *, dry_run: bool = False) -> Turn:
 def run(pk: int) -> None:
     """Do the turn of a shelf that was claimed, and write down how it went."""
     shelf = Shelf.objects.select_related("server", "store").get(pk=pk)
+    if Proof.objects.filter(server=shelf.server, result="").exclude(step="begin").exists():
+        return  # it is being read or tried out: nothing may go under its hands. The claim has put the turn off
     try:
         turn(shelf)
     except (StoreError, SecurityError) as error:

@@ -18,7 +18,7 @@ from django.utils import timezone
 from audit.services import SYSTEM, record
 from backups.models import RestorePoint, ServerBackups
 from backups.proofs.leases import Lease
-from backups.proofs.models import Proof
+from backups.proofs.models import UNDER_WAY, Proof
 from provisioning.fleet import provider_for
 from provisioning.leases import from_now
 from provisioning.providers.base import ProviderError
@@ -91,7 +91,7 @@ def remove_instance(proof: Proof) -> bool:
 def sweep() -> int:
     """Remove the instances of proofs that ended while nobody could; return how many. Reads one small index."""
     over = ~Q(result="") | Q(step="begin")  # ended, or gave way
-    rows = Proof.objects.filter(over, instance__isnull=False, removed__isnull=True)
+    rows = Proof.objects.filter(over, UNDER_WAY)
     return sum(map(remove_instance, rows.select_related("region").order_by("ended")[:SWEPT_AT_ONCE]))
 
 

@@ -13,6 +13,8 @@ from tenants.models import Server
 
 RTO_GOAL, RPO_GOAL = 4 * 3600, 15 * 60
 """Seconds that are promised: until a server is back, and of work that may be lost."""
+UNDER_WAY = Q(instance__isnull=False, removed__isnull=True)
+"""Proofs whose throw-away instance takes up room."""
 
 
 class Drill(models.Model):

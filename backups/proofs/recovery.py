@@ -28,7 +28,7 @@ from backups import checking, recoveries
 from backups.models import Line, RegionStores, RestorePoint, ServerBackups, Store
 from backups.proofs import comparing, ends
 from backups.proofs.context import Context, Missed, NotYet, Unproved, region_of
-from backups.proofs.models import Drill, Proof
+from backups.proofs.models import UNDER_WAY, Drill, Proof
 from provisioning import checks
 from provisioning.fleet import provider_for
 from provisioning.models import Region, ServerStatus
@@ -220,7 +220,7 @@ def lost_seconds(drill: Drill | None, until: datetime, now: datetime) -> float:
 
 def has_room(region: Region, drill: Drill | None) -> bool:
     """Tell whether one more instance may run. A drill has a limit of its own."""
-    rows = Proof.objects.filter(instance__isnull=False, removed__isnull=True)
+    rows = Proof.objects.filter(UNDER_WAY)
     if drill is not None:
         return rows.filter(drill=drill).count() < drill.at_once
     return rows.filter(region=region, drill=None).count() < int(settings.HEARTH["HEARTH_RECOVERY_TESTS"])

@@ -19,7 +19,7 @@ from audit.services import record
 from backups.models import Policy, RegionStores, RestorePoint, ServerBackups
 from backups.policies import policy_of
 from backups.proofs import leases
-from backups.proofs.models import Proof
+from backups.proofs.models import UNDER_WAY, Drill, Proof
 from tenants.errors import Refused
 from tenants.models import Server
 
@@ -65,9 +65,17 @@ def place_due() -> int:
 
 
 def due_now() -> list[uuid.UUID]:
-    """Return the proofs that a worker may take a turn of, the longest waiting first; a drill in its own order."""
-    rows = Proof.objects.filter(leases.due()).order_by("run_after", "place")
-    return list(rows.values_list("pk", flat=True)[:AT_ONCE])
+    """Return the proofs that a worker may take a turn of, the longest waiting first.
+
+    Of a drill's servers that wait only as many as there are places for, in their order: a drill may have thousands.
+    """
+    due = Proof.objects.filter(leases.due())
+    rows = due.exclude(drill__isnull=False, step="begin").order_by("run_after")
+    found = list(rows.values_list("pk", flat=True)[:AT_ONCE])
+    for drill in Drill.objects.filter(result="", begun__isnull=False):
+        waiting = due.filter(drill=drill, step="begin").order_by("place").values_list("pk", flat=True)
+        found += waiting[: max(drill.at_once - drill.proofs.filter(UNDER_WAY).count(), 0)]
+    return found
 
 
 @transaction.atomic

@@ -113,10 +113,16 @@ def test_its_own_limit_counts_and_waiting_is_part_of_the_clock(region: Region, a
     drills.move_on()
     drill.refresh_from_db()
     assert drill.begun is not None
+    assert schedule.due_now() == list(drill.proofs.order_by("place").values_list("pk", flat=True)[:2])
     for proof in drill.proofs.order_by("place")[:2]:
         assert recovery.has_room(region, drill)
-        Proof.objects.filter(pk=proof.pk).update(instance=proof.pk)
+        Proof.objects.filter(pk=proof.pk).update(
+            instance=proof.pk, step="follow", run_after=timezone.now() + timedelta(hours=1)
+        )
     assert not recovery.has_room(region, drill)
+    assert schedule.due_now() == []
+    Proof.objects.filter(place=0).update(removed=timezone.now(), result="passed")
+    assert schedule.due_now() == [drill.proofs.get(place=2).pk]
     lost = drill.begun - timedelta(minutes=3)
     assert recovery.lost_seconds(drill, lost, timezone.now() + timedelta(hours=1)) == 180.0
 

@@ -136,6 +136,19 @@ def test_nothing_is_removed_while_somebody_restores(kept: Kept, monkeypatch: pyt
     assert len(kept.names()) < len(before)
 
 
+def test_nothing_is_removed_while_backups_are_tried_out(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    expiring.run(kept.shelf.pk)
+    later(monkeypatch, days=1, minutes=1)
+    proof = Proof.objects.create(server=kept.server, kind="recovery", step="follow", begun=timezone.now())
+    before = kept.names()
+    expiring.run(kept.shelf.pk)
+    assert kept.names() == before
+    assert Shelf.objects.get().fault == "", "that is nobody's fault"
+    Proof.objects.filter(pk=proof.pk).update(result="passed")
+    expiring.run(kept.shelf.pk)
+    assert len(kept.names()) < len(before)
+
+
 def test_a_deleted_servers_backups_go_when_the_final_one_has_outlived_it(
     kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
