@@ -8,15 +8,22 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.chart import values
+from tests.chart.processes import Fleet
+from tests.chart.render import render
 from tests.cluster.api import Api
 from tests.cluster.furnish import NAME
 from tests.operator.homeservers import Homeservers
 from tests.operator.process import Operator
 from tests.operator.servers import SERVER, STATEFUL, Server, Servers, large, small
+from tests.provisioning.kubernetes.postgres import PASSWORD
+from tests.provisioning.kubernetes.postgres import Server as Postgres
 
 pytestmark = pytest.mark.xdist_group("cluster-operator")
 
 DEFINITION = Path(__file__).resolve().parents[2] / "provisioning" / "chart" / "crds" / "hearth.host_matrixservers.yaml"
+LOGS, LINES = 2048, 80
+"""Bytes and lines of a log that a kubelet takes for a container's last words (FallbackToLogsOnError)."""
 
 
 def test_a_quota_that_is_exceeded(operator: Operator, servers: Servers) -> None:
@@ -82,15 +89,34 @@ def test_a_certificate_that_fails(operator: Operator, servers: Servers) -> None:
     server.wait("Degraded", "False")
 
 
-def test_a_wrong_database_secret(server: Server, homeservers: Homeservers) -> None:
+ON_A_VOLUME = {"media": {"s3": None, "volume": {"size": "20Gi", "class": "encrypted"}}}
+
+
+@pytest.fixture(scope="module")
+def refused_by_a_database() -> tuple[int, str]:
+    """How the main process ends, and what it says, when a real PostgreSQL refuses the password of its Secret."""
+    with Postgres() as postgres:
+        place = f"host={postgres.folder} user=postgres password={PASSWORD} dbname=postgres"
+        with Fleet(render(values.changed(values.monolith(), ON_A_VOLUME)), place) as fleet:
+            fleet.prepare("synapse-main-0")
+            fleet.start("synapse-main-0")
+            return fleet.processes["synapse-main-0"].wait(120), fleet.log("synapse-main-0")
+
+
+def test_a_wrong_database_secret(
+    server: Server, homeservers: Homeservers, refused_by_a_database: tuple[int, str]
+) -> None:
+    """The pods are kwok's: their words are of a real process and a real PostgreSQL, kept as a kubelet keeps them."""
     homeservers.silent.add(server.namespace)
     pod = server.api.get("v1", "Pod", "synapse-main-0", server.namespace)
     assert pod is not None
-    said = 'psycopg2.OperationalError: FATAL:  password authentication failed for user "synapse"'
+    assert pod["spec"]["containers"][0]["terminationMessagePolicy"] == "FallbackToLogsOnError"
+    code, log = refused_by_a_database
+    said = "\n".join(log[-LOGS:].splitlines()[-LINES:])
     state = {
         "name": "synapse", "image": "x", "imageID": "x", "ready": False, "restartCount": 2,
         "state": {"waiting": {"reason": "CrashLoopBackOff"}},
-        "lastState": {"terminated": {"exitCode": 1, "message": said}},
+        "lastState": {"terminated": {"exitCode": code, "message": said}},
     }  # fmt: skip
     conditions = [{"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "False"}]
     server.api.patch(pod, {"status": {"containerStatuses": [state], "conditions": conditions}}, sub="status")
