@@ -31,6 +31,8 @@ from provisioning.status_writer import deciders, decides, write
 CHECK_EVERY, CHECK_AGAIN = timedelta(minutes=3), timedelta(seconds=10)
 SEEN_EVERY = timedelta(seconds=30)
 CHECKS_AT_ONCE, CHECKS_A_LOOK = 8, 64
+LOOKS_EVERY = timedelta(seconds=5)
+"""How often beat has everything looked at (`config.schedule`)."""
 REGIONS_AT_ONCE = 20
 LOCK = 0x4845415254  # PostgreSQL's advisory lock number: one observer at a time, however many workers there are
 log = structlog.get_logger()
@@ -81,12 +83,14 @@ def observe_region(region: Region) -> int:
         # One region that can't be understood, or whose credentials can't be opened, must not hide the others.
         unreachable = "Hearth itself could not look at this region. Running servers and their data are not touched."
         log.exception("region_not_observed", region=region.code)
-    now = timezone.now()
+    now, every = timezone.now(), check_every(len(statuses))
     operations = deciding_operations([status.server_id for status in statuses])
     found = (
         {}
         if provider is None or unreachable
-        else _checks([s for s in statuses if _to_check(s, seen.get(str(s.pk)), operations, now)], seen, provider)
+        else _checks(
+            [s for s in statuses if _to_check(s, seen.get(str(s.pk)), operations, now, every)], seen, provider, every
+        )
     )
     changed = 0
     for status in statuses:
@@ -126,8 +130,22 @@ def deciding_operations(server_ids: list[uuid.UUID]) -> dict[uuid.UUID, Operatio
     return {operation.server_id: operation for operation in newest if decides(operation, operation.server)}
 
 
+def check_every(count: int) -> timedelta:
+    """Return the time between two checks of a server where there are so many.
+
+    Regular checks take at most half of what the looks can do, so that a server which failed one is not behind all of
+    the others when it is to be checked again.
+    """
+    looks = -(-count // CHECKS_A_LOOK)
+    return max(CHECK_EVERY, 2 * looks * LOOKS_EVERY)
+
+
 def _to_check(
-    status: ServerStatus, seen: Observation | None, operations: Mapping[uuid.UUID, Operation], now: datetime
+    status: ServerStatus,
+    seen: Observation | None,
+    operations: Mapping[uuid.UUID, Operation],
+    now: datetime,
+    every: timedelta,
 ) -> bool:
     if seen is None or not seen.running or seen.reason or status.applied.get("mode") != RUNNING:
         return False
@@ -135,7 +153,7 @@ def _to_check(
     if operation is not None and operation.state in Operation.OPEN:
         return False  # the operation checks by itself
     # One further ahead than any is set was written before the clock was put back.
-    due = status.next_check is None or not now < status.next_check <= now + CHECK_EVERY
+    due = status.next_check is None or not now < status.next_check <= now + every
     return due or not _checked(status, seen)
 
 
@@ -147,25 +165,27 @@ def _checked(status: ServerStatus, seen: Observation | None) -> bool:
 
 
 def _checks(
-    statuses: list[ServerStatus], seen: Mapping[str, Observation], provider: Provider
+    statuses: list[ServerStatus], seen: Mapping[str, Observation], provider: Provider, every: timedelta
 ) -> dict[uuid.UUID, dict[str, Any]]:
     chosen = statuses[:CHECKS_A_LOOK]
     secrets = _secrets([status.pk for status in chosen])
     with ThreadPoolExecutor(CHECKS_AT_ONCE) as threads:
         results = threads.map(
-            lambda status: _check(status, seen[str(status.pk)], secrets.get(status.pk, {}), provider), chosen
+            lambda status: _check(status, seen[str(status.pk)], secrets.get(status.pk, {}), provider, every), chosen
         )
         return {status.pk: result for status, result in zip(chosen, results, strict=True)}
 
 
-def _check(status: ServerStatus, seen: Observation, secrets: Mapping[str, str], provider: Provider) -> dict[str, Any]:
+def _check(
+    status: ServerStatus, seen: Observation, secrets: Mapping[str, str], provider: Provider, every: timedelta
+) -> dict[str, Any]:
     """Return the fields to write. Runs in a thread that must not touch the database."""
     begun = timezone.now()
     fields: dict[str, Any] = {
         "checked": begun,
         "check_reason": "",
         "check_message": "",
-        "next_check": begun + CHECK_EVERY,
+        "next_check": begun + every,
     }
     try:
         url = provider.route(str(status.pk), seen.homeserver_url or status.homeserver_url)

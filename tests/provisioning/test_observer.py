@@ -14,6 +14,7 @@ import pytest
 from django.db.models import F
 from django.utils import timezone
 
+from config import schedule
 from provisioning import checks, engine, observer, samples, services
 from provisioning.matrix import Homeserver, MatrixError
 from provisioning.models import Region, Sample, ServerStatus
@@ -77,6 +78,27 @@ def test_of_too_many_the_one_that_waited_longest_is_checked_first(
         # Whoever was checked, however it ended, is due again later; the others still wait.
         checked = ServerStatus.objects.filter(next_check__gt=before).values_list("server", flat=True)
         assert list(checked) == [servers[hours.index(3)].pk]
+
+
+def test_a_full_region_is_checked_more_seldom_and_has_room_for_what_failed() -> None:
+    assert schedule.EVERY["provisioning.tasks.observe"] == observer.LOOKS_EVERY.total_seconds()
+    assert observer.check_every(0) == observer.check_every(100) == observer.CHECK_EVERY
+    for count in (1_000, 2_000, 5_000):
+        looks = observer.check_every(count) / observer.LOOKS_EVERY
+        assert count <= looks * observer.CHECKS_A_LOOK / 2, count
+
+
+def test_how_soon_the_next_check_is_due_depends_on_the_region(
+    made: Server, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    often = look(made, provider, started_at=time.time())
+    monkeypatch.setattr(observer, "check_every", lambda _count: timedelta(hours=2))
+    status = look(made, provider, started_at=time.time())
+    assert often.next_check
+    assert status.next_check
+    assert status.next_check - often.next_check > timedelta(hours=1)
+    # The one that is far ahead is no clock that was put back.
+    assert look(made, provider).checked == status.checked
 
 
 def test_a_crash_is_said_and_the_new_process_is_checked(made: Server, provider: ScriptedProvider) -> None:
