@@ -1,7 +1,7 @@
 # `make run` and `make test` do all their own set-up. `make` alone lists the rest.
 .SHELLFLAGS := -ec
 .DEFAULT_GOAL := help
-.PHONY: help run manage test lint smoke chaos bench cluster operator-image backup-image operator-faults e2e-node fuzz coverage-security clean hooks venv venv-dev
+.PHONY: help run manage test test-long lint smoke chaos bench cluster operator-image backup-image operator-faults e2e-node fuzz coverage-security clean hooks venv venv-dev
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -41,6 +41,11 @@ manage: venv  ## Run a command on the Hearth that `make run` started: make manag
 test: venv-dev  ## Run all tests; sets up what they need (PYTEST="-k name" narrows them)
 	@$(BIN)/python -m tests.prepare
 	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup $(PYTEST)
+
+test-long: venv-dev  ## Run the tests that make test leaves out for what they cost
+	@$(BIN)/python -m tests.prepare
+	@KILLS=10 CORRUPTION_FAULTS=60 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup \
+		-m "long or repeated" $(PYTEST)
 
 lint: venv-dev  ## Check style, types, layers and migrations
 	@$(BIN)/ruff check

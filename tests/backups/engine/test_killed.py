@@ -25,8 +25,8 @@ from tests.backups.keys import FileKeys
 from tests.backups.recovery import Restorer
 
 ROOT = Path(__file__).resolve().parents[3]
-KILLS = int(os.environ.get("KILLS", "6"))
-"""How many, as in `make test PYTEST="-k whatever_is_killed"` with KILLS=60 in the environment."""
+KILLS = int(os.environ.get("KILLS", "3"))
+"""How many; `make test-long` has more."""
 
 
 class Engine:
@@ -102,6 +102,7 @@ def engine(bench: Bench) -> Iterator[Engine]:
             engine.process.wait()
 
 
+@pytest.mark.repeated
 def test_no_acknowledged_row_is_lost_whatever_is_killed(bench: Bench, engine: Engine) -> None:
     seed = random.randrange(1 << 30)
     sys.stdout.write(f"seed {seed}\n")

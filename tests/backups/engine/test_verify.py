@@ -143,6 +143,7 @@ def test_another_servers_objects_are_not_taken(backed: Backed) -> None:
     assert found.damaged
 
 
+@pytest.mark.repeated
 def test_every_random_fault_is_found(backed: Backed) -> None:
     """1,000 of them are `make bench BENCH=corruption`."""
     faults = int(os.environ.get("CORRUPTION_FAULTS", "12"))

@@ -24,7 +24,7 @@ from tests.left_out import leave_out
 
 pytestmark = pytest.mark.xdist_group("backed")  # one server's backups, made once
 KILLS = int(os.environ.get("KILLS", "3"))
-"""`make backups-long` has more."""
+"""`make test-long` has more."""
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,7 @@ def _left(folder: Path) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.repeated
 def test_a_restore_that_is_killed_again_and_again_ends_well(busy: Busy) -> None:
     server = busy.server
     request = server.request(to=busy.moment)
