@@ -205,6 +205,8 @@ class Catalogue:
         place, end = max(told, key=lambda each: each[1], default=(lsn.number(point.end), point.at))
         behind = [self.objects[each.name].modified for each in stretch.pieces if each.end > place]
         tail = max((each for each in behind if each is not None), default=None)
+        if any(place > stretch.end for place, _ in ends):
+            tail = None  # WAL is missing, and when the store got what there is says nothing of how far it goes
         return Window(point.line, point.at, end, (point.id,), tail if tail is not None and tail > end else None)
 
     def _exactly(self, identity: str) -> Need:

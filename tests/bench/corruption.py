@@ -51,16 +51,18 @@ def main() -> None:
     say(f"seed {seed}, {runs} faults, {restores} restores, {others} faults for each of the others")
     with backed_up() as backed, tempfile.TemporaryDirectory(prefix="hb-", dir="/tmp") as folder:
         Path(folder).chmod(0o755)
-        found = damage_ours(backed, Restores(backed, Path(folder)), runs, restores, random.Random(seed))
+        found = damage_ours(backed, runs, random.Random(seed), Restores(backed, Path(folder)), restores)
     result: dict[str, object] = {**found, "seed": seed}
     with tempfile.TemporaryDirectory(prefix="hearth-corruption-") as folder:
-        for name, make in (("restic", Restic), ("rclone", Rclone)):
+        for name, make in (("restic", Restic), ("rclone", Rclone)) if others else ():
             result[name] = damage_other(make(Path(folder) / name), others, random.Random(seed))
     say(json.dumps(result))
     sys.exit(result["accepted"] != 0)
 
 
-def damage_ours(backed: Backed, restored: Restores, runs: int, restores: int, rng: random.Random) -> dict[str, object]:
+def damage_ours(
+    backed: Backed, runs: int, rng: random.Random, restored: Restores | None = None, restores: int = 0
+) -> dict[str, object]:
     """Return how many faults were found, by kind, and what the restores did that were tried after some of them."""
     expected = known(backed.catalogue)
     assert backed.read(expected=expected).fine, "the backups are damaged before anything was done to them"
@@ -77,7 +79,7 @@ def damage_ours(backed: Backed, restored: Restores, runs: int, restores: int, rn
             say("NOT FOUND", fault.kind, *fault.names)
         elif not concerned & set(fault.names):
             say("found, not by name:", fault.kind, *fault.names, sorted(concerned))
-        if number * restores // runs != (number + 1) * restores // runs:
+        if restored and number * restores // runs != (number + 1) * restores // runs:
             outcome = restored.tried(fault.names)
             outcomes[outcome] += 1
             if outcome == "wrong":
