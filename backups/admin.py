@@ -19,6 +19,7 @@ from backups.copying import admin as _copies  # noqa: F401 (registers its page)
 from backups.copying import verbs as copying
 from backups.models import Alarm, Policy, RegionStores, RestorePoint, Shelf, Store
 from backups.proofs import admin as _proofs  # noqa: F401 (registers its pages)
+from backups.proofs import schedule
 from backups.restoring import admin as _restores  # noqa: F401 (registers its page)
 from observability.console import ReadOnlyAdmin, column, megabytes, moment
 from tenants.errors import Refused
@@ -248,6 +249,17 @@ class RestorePointAdmin(ReadOnlyAdmin):
     list_select_related = ["server"]
     search_fields = ["server__server_name", "identity"]
     ordering = ["-at"]
+    actions = ["test_restore"]
+
+    @admin.action(description="Test a restore of its server now", permissions=["act"])
+    def test_restore(self, request: HttpRequest, queryset: QuerySet[RestorePoint]) -> None:
+        for server in {row.server for row in queryset.select_related("server")}:
+            try:
+                schedule.prove_now(request.user, server=server)
+            except Refused as refusal:
+                self.message_user(request, f"{server}: {refusal.message}", messages.ERROR)
+            else:
+                self.message_user(request, f"{server}: a recovery test begins as soon as there is room.")
 
     @column("moment", order="at")
     def when(self, row: RestorePoint) -> str:

@@ -126,6 +126,14 @@ class Proof(models.Model):
             models.Index(fields=["server", "-begun"], name="proof_by_server"),
             models.Index(fields=["begun"], name="proof_by_age"),
             models.Index(fields=["run_after"], name="proof_due", condition=Q(result="")),
+            # Most rows are listings that found nothing. These hold the few that alarms and metrics look for.
+            models.Index(fields=["begun"], name="proof_not_passed", condition=Q(result__in=["failed", "missed"])),
+            models.Index(
+                fields=["begun"],
+                name="proof_tried",
+                include=["kind", "result", "rto_seconds"],
+                condition=Q(kind__in=["reading", "recovery"]),
+            ),
             models.Index(
                 fields=["ended"],
                 name="proof_leaves_an_instance",

@@ -12,7 +12,7 @@ from django.utils import timezone
 from accounts.models import User
 from backups.models import Proof, RestorePoint, ServerBackups
 from tenants.models import Server
-from tests.cast import client_for
+from tests.cast import client_for, make_user
 
 pytestmark = pytest.mark.django_db
 
@@ -94,3 +94,13 @@ def test_the_card_says_when_it_was_proved_last(address: str, proof: Proof, serve
     assert "Did not take place" in text
     assert "Last proved restore" in text
     assert "back in 33 s" in text
+
+
+def test_staff_ask_for_one(address: str, server: Server) -> None:
+    staff = client_for(make_user("staff@example.org", staff=True))
+    point = RestorePoint.objects.get()
+    said = {"action": "test_restore", "_selected_action": [str(point.pk)]}
+    there = reverse("admin:backups_restorepoint_changelist")
+    assert "begins as soon as there is room" in staff.post(there, said, follow=True).content.decode()
+    assert Proof.objects.get().server == server
+    assert "in progress already" in staff.post(there, said, follow=True).content.decode()

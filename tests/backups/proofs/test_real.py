@@ -36,7 +36,7 @@ from tests.provisioning.test_agents import listening
 from tests.services import wait
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.xdist_group("agents")]
-PATIENCE = 180.0
+PATIENCE = 300.0
 
 
 @dataclass
