@@ -110,7 +110,8 @@ def windows(server: Server, policy: Policy, now: datetime) -> list[Window]:
     """Return the stretches in which any second can be restored, newest first."""
     oldest = now - timedelta(days=policy.window_days)
     rows = Line.objects.filter(server=server, begun__isnull=False, until__gt=oldest)
-    return [Window(max(row.begun, oldest), row.until) for row in rows[:PAGE] if row.begun and row.until]
+    found = [Window(max(row.begun, oldest), row.until) for row in rows[:PAGE] if row.begun and row.until]
+    return [each for each in found if each.begun <= each.until]  # of a line that has just begun nothing can be chosen
 
 
 def state_of(row: ServerBackups | None, newest: RestorePoint | None, policy: Policy, now: datetime) -> State:

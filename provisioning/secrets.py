@@ -29,6 +29,13 @@ def ensure_spec_secrets(server: Server, transaction: Transaction) -> dict[str, s
     return found | missing
 
 
+def adopt_signing_key(server: Server, line: str) -> None:
+    """Let a server that is about to be made have the identity that it had before."""
+    if ServerSecret.objects.filter(server=server, name="signing_key").exists():
+        return  # the one that it had never went
+    ServerSecret.objects.create(server=server, name="signing_key", value=line)
+
+
 def ensure_next_password(server: Server, transaction: Transaction) -> str:
     """Return the admin password that is about to be set. It is kept apart until Synapse has taken it."""
     with transaction():

@@ -20,8 +20,9 @@ from backups.models import Restore
 from backups.restoring import choices, grants
 from backups.restoring.verbs import Kind
 from provisioning import checks, services
-from provisioning.models import ServerStatus
+from provisioning.models import Operation, ServerStatus
 from provisioning.providers.base import ProviderError, Recovering, ServerSpec
+from provisioning.spec import BROUGHT_BACK
 from provisioning.steps import Context, NotYet
 from tenants.errors import Refused
 from tenants.models import Server
@@ -71,7 +72,7 @@ def recover(context: Context) -> None:
         _save(context, row, called=False)
         raise _failure(found)
     if not waits or grant != row.grant:
-        _call(context, row, grant, since=context.provider.since(str(context.server.pk)))
+        _call(context, row, grant, since=_since(context, row))
     _follow(context, row, found if waits else Recovering(state="running"))
     raise NotYet
 
@@ -155,11 +156,24 @@ def _settle(context: Context, row: Restore) -> None:
             _follow(context, row, found)
             raise NotYet
     context.provider.stop(str(context.server.pk), fence=context.fence, progress=context.log)
-    since = context.provider.since(str(context.server.pk))
+    since = _since(context, row)
     if since is None:
         context.log("The server can't say who was signed out since then, so everybody has to sign in again.")
     _call(context, row, row.grant or row.instance, since=since)
     raise NotYet
+
+
+def _since(context: Context, row: Restore) -> Any:
+    """Return what the living server says of now; of a database that was made anew since the moment, its streams alone.
+
+    Such a one knows nobody: to believe it would unlock who was locked, and end everybody's sessions.
+    """
+    found = context.provider.since(str(context.server.pk))
+    done = Operation.objects.filter(server=context.server, state=Operation.State.SUCCEEDED)
+    made = done.filter(kind=Kind.CREATE, created__gt=row.moment).order_by("-created").first()
+    if found is None or made is None or done.filter(kind__in=BROUGHT_BACK, created__gt=made.created).exists():
+        return found
+    return {"sequences": found.get("sequences", {})}
 
 
 def _call(context: Context, row: Restore, grant: Any, *, since: Any) -> None:

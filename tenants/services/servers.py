@@ -187,6 +187,27 @@ def reset_admin_password(*, actor: Any, server: Server, generation: int | None =
 
 
 @transaction.atomic
+def revive_server(*, actor: Any, server: Server) -> Server:
+    """Want a server again whose data are gone, under its own name and id: made anew, empty, for a backup.
+
+    Staff's, and only with the signing key of its backup at hand: other homeservers know the name by that.
+    """
+    plan = limits.locked_subscription(server.organisation).plan
+    refuse_erasing(server.organisation)
+    locked, before = _locked(server, None, alive=False)
+    if locked.deleted is None:
+        raise Refused("This server is not gone. Nothing was changed. Within its grace period its owner brings it back.")
+    if Server.objects.filter(server_name__iexact=locked.server_name, deleted__isnull=True).exists():
+        raise Refused(f"“{locked.server_name}” is taken by another server now. Nothing was changed.")
+    limits.check_room(plan, limits.in_use(locked.organisation))
+    seams.take_place(locked.region)
+    locked.desired, locked.suspend_message, locked.deleted = Server.Desired.RUNNING, "", None
+    locked.delete_requested = locked.delete_after = None
+    locked.save(update_fields=["deleted"])
+    return _save(actor, "server.revive", locked, before)
+
+
+@transaction.atomic
 def adopt_version(*, actor: Any, server: Server, version: str) -> Server:
     """Want the version that data from a backup go with. Nothing is refused: it is what runs there already."""
     locked, before = _locked(server, None, alive=False)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.backups.control.conftest import point  # noqa: F401 (a fixture)
 from tests.provisioning.conftest import make_server, organisation, provider, server  # noqa: F401 (fixtures)
 
 if TYPE_CHECKING:
