@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-import structlog
-from django.db import DatabaseError, connection, transaction
+from django.db import transaction
 from django.db.models import DateTimeField, ExpressionWrapper, F, Max, Q
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Coalesce, Now
 
+from provisioning.keeping import kept
 from provisioning.models import Operation, OperationEvent
 
 LEASE, RENEW_EVERY = timedelta(seconds=10), 3.0
@@ -30,7 +29,6 @@ STEP_LIMIT = 30 * 60.0
 FURTHEST = timedelta(minutes=2)
 """Further ahead than any lease or back-off goes."""
 LINE_LIMIT = 2000
-log = structlog.get_logger()
 
 
 class LeaseLostError(Exception):
@@ -117,34 +115,9 @@ class Lease:
         """Move the lease's end; False when it is somebody else's."""
         return bool(self._mine().update(lease_until=from_now(LEASE)))
 
-    @contextmanager
-    def kept(self) -> Iterator[None]:
+    def kept(self) -> AbstractContextManager[None]:
         """Renew in the background while the block runs, but not for ever: a step that hangs must come free."""
-        finished = threading.Event()
-        keeper = threading.Thread(target=self._keep, args=(finished,), name=f"lease-{self.operation.pk}", daemon=True)
-        keeper.start()
-        try:
-            yield
-        finally:
-            finished.set()
-            keeper.join()
-
-    def _keep(self, finished: threading.Event) -> None:
-        try:
-            for _ in range(int(STEP_LIMIT / RENEW_EVERY)):
-                if finished.wait(RENEW_EVERY) or not self._renew_once():
-                    return
-        finally:
-            connection.close()
-
-    def _renew_once(self) -> bool:
-        try:
-            return self.renew()
-        except DatabaseError:
-            # The next round may reach the database again; if not, the lease ends and another worker goes on.
-            log.warning("lease_not_renewed", operation=str(self.operation.pk), exc_info=True)
-            connection.close()
-            return True
+        return kept(self.renew, name=f"operation {self.operation.pk}", every=RENEW_EVERY, limit=STEP_LIMIT)
 
     def _mine(self) -> Any:
         return Operation.objects.filter(

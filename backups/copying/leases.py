@@ -6,23 +6,22 @@ As with operations (`provisioning.leases`), without a fence: two that copy the s
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
-import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
-from django.db import DatabaseError, connection, transaction
+from django.db import connection, transaction
 from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
 
 from backups.copying.models import Copy
+from provisioning.keeping import kept
 from provisioning.leases import from_now
 
 LEASE, RENEW_EVERY = timedelta(seconds=60), 10.0
@@ -33,7 +32,6 @@ TURN_LIMIT = 24 * 3600.0
 AWAY = ("StoreAway", "StoreFull", "StoreDenied", "StoreMissing", "StoreMisused")
 """Faults that every server's copy between these stores would meet."""
 _LOCK = 0x636F7079  # "copy"
-log = logging.getLogger(__name__)
 
 
 class LeaseLostError(Exception):
@@ -101,41 +99,16 @@ class Lease:
                 raise LeaseLostError
             yield
 
-    @contextmanager
-    def kept(self, stop: Callable[[], None], again: Callable[[], None]) -> Iterator[None]:
+    def kept(self, stop: Callable[[], None], again: Callable[[], None]) -> AbstractContextManager[None]:
         """Renew in the background while the block runs. Calls `again` each time, and `stop` when the lease is lost."""
-        finished = threading.Event()
-        keeper = threading.Thread(
-            target=self._keep, args=(finished, stop, again), name=f"copy-{self.copy.pk}", daemon=True
-        )
-        keeper.start()
-        try:
-            yield
-        finally:
-            finished.set()
-            keeper.join()
 
-    def _keep(self, finished: threading.Event, stop: Callable[[], None], again: Callable[[], None]) -> None:
-        try:
-            for _ in range(int(TURN_LIMIT / RENEW_EVERY)):
-                if finished.wait(RENEW_EVERY):
-                    return
-                if not self._renewed(again):
-                    break
-            stop()
-        finally:
-            connection.close()
-
-    def _renewed(self, again: Callable[[], None]) -> bool:
-        try:
+        def renewed() -> bool:
             if not self._mine().update(lease_until=from_now(LEASE)):
                 return False
             again()
-        except DatabaseError:
-            # The next round may reach the database again; if not, the lease ends and another worker goes on.
-            log.warning("The lease of the copy %s was not renewed.", self.copy.pk, exc_info=True)
-            connection.close()
-        return True
+            return True
+
+        return kept(renewed, name=f"copy {self.copy.pk}", every=RENEW_EVERY, limit=TURN_LIMIT, lost=stop)
 
     def _mine(self) -> QuerySet[Copy]:
         return Copy.objects.filter(pk=self.copy.pk, lease_owner=self.owner)

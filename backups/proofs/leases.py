@@ -7,7 +7,6 @@ recovery) goes on meanwhile. All times are the database's.
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import threading
@@ -18,17 +17,17 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from django.db import DatabaseError, connection, transaction
+from django.db import transaction
 from django.db.models import BigIntegerField, Case, F, Q, Value, When
 from django.db.models.functions import Now
 
 from backups.proofs.models import Proof
+from provisioning.keeping import kept
 from provisioning.leases import FURTHEST, from_now
 
 LEASE, RENEW_EVERY = timedelta(seconds=60), 10.0
 TURN_LIMIT = 12 * 3600.0
 """Seconds after which a turn that never ends loses its lease. A full read is one turn."""
-log = logging.getLogger(__name__)
 
 
 class LeaseLostError(Exception):
@@ -89,35 +88,12 @@ class Lease:
     @contextmanager
     def kept(self) -> Iterator[threading.Event]:
         """Renew in the background while the block runs. Gives an event that is set when the lease is lost."""
-        finished, lost = threading.Event(), threading.Event()
-        name = f"proof-{self.proof.pk}"
-        keeper = threading.Thread(target=self._keep, args=(finished, lost), name=name, daemon=True)
-        keeper.start()
-        try:
+        lost, name = threading.Event(), f"proof {self.proof.pk}"
+        with kept(self._renewed, name=name, every=RENEW_EVERY, limit=TURN_LIMIT, lost=lost.set):
             yield lost
-        finally:
-            finished.set()
-            keeper.join()
-
-    def _keep(self, finished: threading.Event, lost: threading.Event) -> None:
-        try:
-            for _ in range(int(TURN_LIMIT / RENEW_EVERY)):
-                if finished.wait(RENEW_EVERY):
-                    return
-                if not self._renewed():
-                    break
-            lost.set()
-        finally:
-            connection.close()
 
     def _renewed(self) -> bool:
-        try:
-            return bool(self._mine().update(lease_until=from_now(LEASE)))
-        except DatabaseError:
-            # The next round may reach the database again; if not, the lease ends and another worker goes on.
-            log.warning("The lease of proof %s was not renewed.", self.proof.pk, exc_info=True)
-            connection.close()
-            return True
+        return bool(self._mine().update(lease_until=from_now(LEASE)))
 
     def _mine(self) -> Any:
         return Proof.objects.filter(pk=self.proof.pk, fence=self.proof.fence, lease_owner=self.owner, result="")
