@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.util
 import os
 import shutil
@@ -29,14 +31,17 @@ NOBODY = 65534  # PostgreSQL refuses to run as root
 # A test's data may be lost with the machine, and waiting for the disk is most of the time.
 OPTIONS = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=200", "shared_buffers=64MB")
 DATABASES = 32
+PREFIX, LOCK = "hearth-tests-", ".lock"
 
 
 class Services:
     """Both services and the folder that they share."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="hearth-tests-", dir="/tmp"))
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))
         self.folder.chmod(0o711)
+        self._lock = (self.folder / LOCK).open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._processes: list[tuple[subprocess.Popen[bytes], int]] = []
 
     @property
@@ -48,6 +53,7 @@ class Services:
 
     def start(self) -> None:
         """Start both; returns when they answer (about a second)."""
+        _sweep()
         try:
             self._spawn(signal.SIGKILL, *self._redis())
             data = self.folder / "postgres"
@@ -82,6 +88,7 @@ class Services:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        self._lock.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _redis(self) -> list[str]:
@@ -103,6 +110,14 @@ class Services:
             )  # fmt: skip
         self._processes.append((process, end))
         return process
+
+
+def _sweep() -> None:
+    """Remove the folders of runs that were killed: nobody holds their lock, and their processes ended with them."""
+    for lock in Path("/tmp").glob(f"{PREFIX}*/{LOCK}"):
+        with contextlib.suppress(OSError), lock.open("r+") as held:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def wait(condition: Callable[[], bool], *, seconds: float = 60) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -72,6 +73,10 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     _end(session)
+    # Kubernetes' client writes keys and certificates into files that it removes when Python ends, which xdist's
+    # processes don't do in order.
+    if written := sys.modules.get("kubernetes.config.kube_config"):
+        written._cleanup_temp_files()
 
 
 def _on_cluster(item: pytest.Item) -> bool:

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from config.embedded.state import prepare_state
-from provisioning.providers.local.paths import agent_socket
+from provisioning.providers.local.paths import agent_socket, runtime_dir
 from tests.bench.floor import free_ports
 from tests.stack import Stack, alive
 
@@ -42,6 +42,7 @@ def stack() -> Iterator[Stack]:
                 stack.process.kill()
                 stack.process.wait()
             gone(of_state(stack.state))
+            shutil.rmtree(runtime_dir(stack.state))  # one that was killed leaves it
 
 
 def of_state(state: Path) -> list[psutil.Process]:

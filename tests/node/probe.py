@@ -37,10 +37,14 @@ iptables -t nat -A OUTPUT -p tcp -d 10.0.0.1 -m comment --comment c -m statistic
 iptables -t nat -A POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE
 """
 MOUNTS = """
-cd "$(mktemp -d)"
-mount -t tmpfs tmpfs .
+place="$(mktemp -d)"
+mount -t tmpfs tmpfs "$place"
+cd "$place"
 mkdir lower upper work over
 mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work over
+cd /
+umount -l "$place"
+rmdir "$place"
 """
 
 
