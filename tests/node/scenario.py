@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import datetime as dt
 import json
 import sys
 import time
@@ -16,11 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import psycopg
 
 from provisioning.providers.kubernetes.place import ROUTE
 from provisioning.providers.local.keys import verify_key
 from security.transport.certmanager import AUTHORITY
 from tenants.releases import Release
+from tests.cluster.api import Object
 from tests.cluster.furnish import NAME
 from tests.node import hearth
 from tests.node.backing import BUCKET, Backing
@@ -34,6 +37,7 @@ from tests.node.volumes import CLASS
 from tests.operator.servers import SERVER, STATEFUL, Server
 from tests.stack import Stack, alive
 
+CLUSTERS = ("postgresql.cnpg.io/v1", "Cluster")
 LIMIT = 420.0
 """Seconds that any step may wait; a machine for tests may be slow."""
 BASE = "localhost/debian:12"
@@ -68,6 +72,7 @@ class Scenario:
                 self.resume,
                 self.go_back,
                 self.upgrade,
+                self.change_over,
                 self.delete,
             ):
                 with self.step(step.__name__):
@@ -200,6 +205,59 @@ class Scenario:
         )
         say(f"the operator {harm(seconds=LIMIT)} was killed; {self.operator.leader()} leads")
 
+    def change_over(self) -> None:
+        """Another instance of the database takes over, and the line of backups goes on: the slot was there too."""
+        stack, api = self.started(), self.node.api
+        self.alice.carry_out(
+            "Apply changes",
+            lambda: hearth.resize(stack, self.alice.server.split("/")[-2], database_instances=2),
+            "ready",
+            limit=LIMIT,
+        )
+        cluster = api.wait("second instance", self._two_instances, seconds=LIMIT)
+        status = cluster["status"]
+        other = next(each for each in status["instanceNames"] if each != status["currentPrimary"])
+        api.wait("slot on it", lambda: self._slots(other), seconds=LIMIT)
+        # What `kubectl cnpg promote` writes.
+        now = {"targetPrimary": other, "targetPrimaryTimestamp": moment(), "phase": "Switchover in progress"}
+        api.patch(cluster, {"status": now}, sub="status")
+        api.wait("the other primary", lambda: self._primary() == other, seconds=LIMIT)
+        server = self.namespace.removeprefix("hearth-")
+        (line,) = {each["line"] for each in self.backing.points(server)}
+        self.node.api.wait(
+            "log of the new timeline in the same line",
+            lambda: self.backing.count(server, f"lines/{line}/wal/00000002"),
+            seconds=LIMIT,
+        )
+        api.wait("Synapse without connections to the old primary", self._healed, seconds=LIMIT)
+        self.person.talk("By another instance")
+        self.server.wait("BackupReady", "True", "Written", seconds=LIMIT)
+
+    def _healed(self) -> bool:
+        """Say whether no question fails any more: each of Synapse's connections that broke costs one its answer."""
+        nobody = f"{self.route()}/_matrix/client/v3/directory/room/%23nobody:{self.alice.server_name}"
+        return all((answer := _get(nobody)) is not None and answer.status_code == 404 for _ in range(30))
+
+    def _two_instances(self) -> Object | None:
+        found = self.node.api.get(*CLUSTERS, "postgres", self.namespace)
+        return found if found and found["status"].get("readyInstances") == 2 else None
+
+    def _primary(self) -> str:
+        found = self.node.api.get(*CLUSTERS, "postgres", self.namespace)
+        return str(found["status"].get("currentPrimary")) if found else ""
+
+    def _slots(self, pod: str) -> bool:
+        """Say whether an instance has the agent's slot, as the server's own user may see there."""
+        found = self.node.api.get("v1", "Pod", pod, self.namespace)
+        secret = self.node.api.get("v1", "Secret", "synapse-secrets", self.namespace)
+        assert found is not None
+        assert secret is not None
+        password = base64.b64decode(secret["data"]["password"]).decode()
+        where = {"host": found["status"]["podIP"], "user": "synapse", "dbname": "synapse", "sslmode": "require"}
+        with psycopg.connect(**where, password=password, connect_timeout=10) as connection:
+            slots = connection.execute("SELECT slot_name FROM pg_replication_slots").fetchall()
+        return ("hearth_backup",) in slots
+
     def delete(self) -> None:
         """Nothing is left but the backups, the last of them made before: no pod, no volume, no folder, no container."""
         assert self.node.containers(self.namespace)
@@ -287,6 +345,11 @@ class Scenario:
             say(self.node.log(namespace, "", 25))
         for each in self.node.api.list(*SERVER):
             say(json.dumps(each.get("status"), indent=1))
+
+
+def moment() -> str:
+    """Return this moment as Kubernetes writes it, with parts of a second."""
+    return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _get(url: str) -> httpx.Response | None:
