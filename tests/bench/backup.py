@@ -32,6 +32,7 @@ from tests.cluster import tools
 from tests.prepare import install
 
 PARTS = ("database", "media")
+WITHOUT = "pgBackRest is not there, so nothing was measured."
 Figures = dict[str, list[float]]
 
 
@@ -42,7 +43,7 @@ def main() -> int:
     ground = Ground(folder, scale)
     try:
         tools.ensure(["minio", "restic"], say=say)
-        if fault := install("pgbackrest", "pgBackRest is not there, so nothing was measured.", PGBACKREST.exists):
+        if not PGBACKREST.exists() and (fault := install("pgbackrest", WITHOUT, PGBACKREST.exists)):
             raise Missing(fault)
         ground.make()
         found: Figures = defaultdict(list)
