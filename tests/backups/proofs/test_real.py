@@ -5,7 +5,6 @@ All is real: the agent, PostgreSQL, Synapse, its engine, grants over mutual TLS,
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -14,12 +13,13 @@ from typing import Any
 
 import pytest
 from django.conf import settings
-from django.db.models import F
 from django.utils import timezone
 
 from accounts.models import User
-from backups import alerts, orders, wiring
-from backups.models import Alarm, Drill, Order, Proof, RegionStores, RestorePoint, ServerBackups, Store
+from audit.services import SYSTEM
+from backups import alerts, orders, places, wiring
+from backups.copying import schedule as copies
+from backups.models import Alarm, Copy, Drill, Order, Proof, RegionStores, RestorePoint, ServerBackups, Store
 from backups.proofs import comparing, drills, pages, schedule, turns
 from provisioning import engine, identities, services
 from provisioning.matrix import Homeserver
@@ -217,14 +217,23 @@ def a_damaged_backup_fails(living: Living, point: RestorePoint, root: Path) -> N
 
 
 def a_second_store(root: Path) -> Store:
-    """Have everything in a second store too, as copying does."""
+    """Give the region a second store, and have everything copied to it by the clock's own way."""
     far = root.with_name(f"{root.name}-far")
-    shutil.copytree(root, far)
-    second = Store.objects.create(code="far", name="Far", kind="folder", folder=str(far))
-    RegionStores.objects.update(second=second)
-    RestorePoint.objects.update(copied=timezone.now())
-    ServerBackups.objects.update(copied_until=F("until"))
-    return second
+    far.mkdir()
+    stores = RegionStores.objects.get()
+    stores.second = Store.objects.create(code="far", name="Far", kind="folder", folder=str(far))
+    places.choose_stores(SYSTEM, chosen=stores)
+    copies.make_missing()
+
+    def complete() -> bool:
+        Copy.objects.update(next_turn=timezone.now())
+        copies.copy_some(time.monotonic() + PATIENCE, time.monotonic)
+        return Copy.objects.get().complete
+
+    wait(complete, seconds=PATIENCE)
+    assert ServerBackups.objects.get().copied_until is not None
+    assert not RestorePoint.objects.filter(copied=None).exists()
+    return stores.second
 
 
 def a_drill_brings_it_back_from_the_second_store_alone(living: Living, actor: User, first: Path, second: Store) -> None:
