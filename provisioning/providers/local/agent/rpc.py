@@ -43,11 +43,13 @@ class Socket:
         """Listen on the socket of `state`, mode 0600."""
         path = runtime_dir(state) / AGENT_SOCKET
         path.unlink(missing_ok=True)  # we hold the lock of the state folder: nobody else listens there
+        listening = socket.socket(socket.AF_UNIX)
         old = os.umask(0o177)
         try:
-            self._server = await asyncio.start_unix_server(self._serve, path, limit=LONGEST)
+            listening.bind(str(path))  # and no more: what another task starts meanwhile would inherit this mask
         finally:
             os.umask(old)
+        self._server = await asyncio.start_unix_server(self._serve, sock=listening, limit=LONGEST)
 
     async def keep(self, state: Path) -> None:
         """Listen anew when somebody has emptied /tmp: nobody could reach us any more."""

@@ -89,6 +89,7 @@ class ManagedServer:
 
     async def start(self, progress: Progress) -> str:
         """Let it run with what is configured, and return its address once it answers."""
+        self._check_restored()
         if not self.unit.configured:
             raise ProviderError("The server has no configuration yet. Retry from the first step.", code="NotConfigured")
         self.unit.wanted = True
