@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.operator.homeservers import Homeservers
+from tests.operator.installed import as_hearth, as_operator, installed
 from tests.operator.process import Operator
 from tests.operator.servers import Server, Servers
 
 if TYPE_CHECKING:
     from tests.cluster.given import Given
     from tests.cluster.launch import Cluster
+
+
+__all__ = ["as_hearth", "as_operator", "installed"]
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,10 @@ import pytest
 from tests.chart import values
 from tests.cluster.api import Api, ApiError
 from tests.cluster.launch import Cluster
+from tests.operator.installed import account
 from tests.operator.servers import SERVER, Servers, permit, small
-from tests.operator.test_rights import account, as_hearth, installed, refused, rendered
+from tests.operator.test_rights import refused, rendered
 
-__all__ = ["as_hearth", "installed"]
 pytestmark = pytest.mark.xdist_group("cluster-rights")
 
 DEFINITION = ("apiextensions.k8s.io/v1", "CustomResourceDefinition", "matrixservers.hearth.host")

@@ -17,77 +17,15 @@ from tests.chart import values
 from tests.cluster import tools
 from tests.cluster.api import Api, ApiError
 from tests.cluster.fixtures import need_programs
-from tests.cluster.launch import Cluster, write_kubeconfig
+from tests.cluster.launch import Cluster
 from tests.operator.homeservers import Homeservers
+from tests.operator.installed import DEPLOY, SYSTEM, account, denied, install
 from tests.operator.process import Operator
 from tests.operator.servers import LABELS, SERVER, Servers, large, permit, small
 
 pytestmark = pytest.mark.xdist_group("cluster-rights")
 
 POLICY = ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicyBinding")
-DEPLOY = Path(__file__).resolve().parents[2] / "platform" / "deploy"
-SYSTEM = "hearth"
-
-
-@pytest.fixture(scope="module")
-def installed() -> Iterator[Cluster]:
-    """A cluster of its own with the chart in it: its policies would forbid what other tests do."""
-    need_programs()
-    with Cluster() as cluster:
-        cluster.api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM}})
-        definition = cluster.api.get("apiextensions.k8s.io/v1", "CustomResourceDefinition", "matrixservers.hearth.host")
-        assert definition is not None
-        owned = {"meta.helm.sh/release-name": "hearth", "meta.helm.sh/release-namespace": SYSTEM}
-        cluster.api.patch(
-            definition,
-            {"metadata": {"annotations": owned, "labels": {"app.kubernetes.io/managed-by": "Helm"}}},
-        )
-        _install(cluster)
-        cluster.api.wait("policies in force", lambda: _denied(cluster.api))
-        yield cluster
-
-
-def _install(cluster: Cluster) -> None:
-    words = ["upgrade", "--install", "hearth", str(DEPLOY), "--namespace", SYSTEM, "--kubeconfig"]
-    options = ["--set", "operator.image=images.example/hearth:1,monitoring.enabled=true,monitoring.labels.release=p"]
-    subprocess.run(
-        [str(tools.find("helm")), *words, str(cluster.kubeconfig), *options],
-        check=True,
-        env={"HOME": str(cluster.folder), "PATH": "/usr/bin:/bin"},
-    )
-
-
-def _denied(api: Api) -> bool:
-    """Say whether the policies are in force, which takes the API server some seconds."""
-    name = "hearth-00000000-0000-0000-0000-000000000000"
-    bad = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
-    try:
-        api.apply(bad, dry_run=True)
-    except ApiError:
-        return True
-    return False
-
-
-def account(cluster: Cluster, name: str, folder: Path) -> Path:
-    """Return a kubeconfig of one of the chart's accounts."""
-    place = folder / f"{name}.kubeconfig"
-    token = cluster.api.token(SYSTEM, name)
-    write_kubeconfig(place, cluster.url, cluster.folder / "ca.crt", {"token": token})
-    return place
-
-
-@pytest.fixture
-def as_operator(installed: Cluster, tmp_path: Path) -> Iterator[Api]:
-    api = Api.from_kubeconfig(account(installed, "hearth-operator", tmp_path))
-    yield api
-    api.close()
-
-
-@pytest.fixture
-def as_hearth(installed: Cluster, tmp_path: Path) -> Iterator[Api]:
-    api = Api.from_kubeconfig(account(installed, "hearth-provider", tmp_path))
-    yield api
-    api.close()
 
 
 @pytest.fixture
@@ -265,10 +203,10 @@ def test_a_weak_namespace_from_before_can_still_end(installed: Cluster) -> None:
     name = "hearth-22222222-2222-3333-4444-555555555555"
     api = installed.api
     api.delete(*POLICY, "hearth-namespaces")
-    api.wait("policy out of force", lambda: not _denied(api))
+    api.wait("policy out of force", lambda: not denied(api))
     api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    _install(installed)
-    api.wait("policies in force", lambda: _denied(api))
+    install(installed)
+    api.wait("policies in force", lambda: denied(api))
     permit(api, "v1", "Namespace", name)
     api.delete("v1", "Namespace", name)
     api.wait("end of the namespace", lambda: api.get("v1", "Namespace", name) is None)
@@ -280,13 +218,13 @@ def test_a_server_in_a_foreign_namespace_from_before_can_still_end(
     api, name = installed.api, "elsewhere"
     for each in ("hearth-servers", "hearth-namespaces"):
         api.delete(*POLICY, each)
-    api.wait("policy out of force", lambda: not _denied(api))
+    api.wait("policy out of force", lambda: not denied(api))
     api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     found = values.matrix_server(small(), name)
     found["metadata"]["finalizers"] = ["hearth.host/final-backup"]
     api.wait("a server from before", lambda: _made(api, found))
-    _install(installed)
-    api.wait("policies in force", lambda: _denied(api) and not _changes(api, name))
+    install(installed)
+    api.wait("policies in force", lambda: denied(api) and not _changes(api, name))
     with Operator(
         account(installed, "hearth-operator", tmp_path),
         tmp_path,

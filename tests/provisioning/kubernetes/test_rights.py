@@ -13,8 +13,8 @@ from provisioning.models import ServerStatus
 from tenants.models import Server
 from tenants.releases import newest
 from tests.cluster.launch import Cluster
+from tests.operator.installed import account, installed
 from tests.operator.process import Operator
-from tests.operator.test_rights import account, installed
 from tests.provisioning.kubernetes.conftest import BASE, inline
 from tests.provisioning.kubernetes.pods import Pods
 from tests.provisioning.kubernetes.test_life import becomes, carry_out
