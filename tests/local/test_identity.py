@@ -95,7 +95,7 @@ def test_a_certificate_waits_for_nothing_that_the_server_does(server: Homeserver
     async def certify() -> bytes:
         machine = Machine.survey(tmp_path, ENVIRONMENTS)
         fleet = Fleet(machine)
-        fleet._found(server.spec, fence=1)
+        fleet.found(server.spec, fence=1)
         try:
             async with fleet.servers[server.spec.server_id].lock:
                 return (await asyncio.wait_for(fleet.certificate_request(server.spec.server_id, 1), 20)).encode()
