@@ -29,6 +29,7 @@ def make_restorable(server: Server, *, days: int = 2, version: str = "") -> Serv
     assert made is not None
     assert engine.run(made.pk)
     now = timezone.now()
+    Operation.objects.filter(pk=made.pk).update(created=now - timedelta(days=days + 1))
     wiring.ensure(server)
     ServerBackups.objects.filter(server=server).update(reported=now, until=now, line=LINE)
     Line.objects.create(server=server, identity=LINE, begun=now - timedelta(days=days), until=now)
