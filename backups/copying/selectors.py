@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from django.db.models import QuerySet
 
 from backups.copying.models import Copy
 from backups.models import RegionStores, RestorePoint, ServerBackups, Store
 from tenants.models import Server
-
-TROUBLE = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
@@ -51,12 +49,3 @@ def points_in(server: Server, store: Store) -> QuerySet[RestorePoint]:
     if RegionStores.objects.filter(region__code=server.region, first=store).exists():
         return rows.filter(state=RestorePoint.State.WHOLE)
     return rows.filter(copied__isnull=False)
-
-
-def end_of(server: Server, store: Store) -> datetime | None:
-    """Return the last moment that a store brings back of a server; None where there is none."""
-    row = ServerBackups.objects.filter(server=server).first()
-    if row is None:
-        return None
-    first = RegionStores.objects.filter(region__code=server.region, first=store).exists()
-    return row.until if first else row.copied_until
