@@ -1,9 +1,9 @@
 """A full backup, an unchanged one and a restore, beside restic, rclone's crypt and pgBackRest.
 
 pgbench at scale 100, 1 GiB of random media in files of 4 MiB and 2,000 small ones, one MinIO with TLS, PostgreSQL 15.
-In each round all take turns; the figures are medians of the rounds. A restore is over when a PostgreSQL on it takes
-connections, and all of it is on the disk (each ends with syncfs). `best` is the fastest of them for the database and
-the fastest for the media together, though no single one of them is that.
+In each round all take turns; the figures are medians of the rounds, ratios those of one round's seconds. A restore is
+over when a PostgreSQL on it takes connections, and all of it is on the disk (each ends with syncfs). `best` is the
+fastest of them for the database and the fastest for the media together, though no single one of them is that.
 
     make bench BENCH=backup
 
@@ -64,20 +64,30 @@ def main() -> int:
 def result(found: Figures) -> dict[str, float]:
     """Return the figures of all rounds, and how they compare."""
     mid = {name: median(values) for name, values in sorted(found.items())}
-    best = {
-        verb: sum(min(mid[f"{rival.name}_{verb}_{part}"] for rival in RIVALS if part in rival.parts) for part in PARTS)
-        for verb in ("backup", "restore")
+    best = {verb: _best(found, verb) for verb in ("backup", "restore")}
+    over = {
+        verb: median(theirs / ours for theirs, ours in zip(best[verb], found[f"hearth_{verb}"], strict=True))
+        for verb in best
     }
     figures = {
-        "backup_over_best": best["backup"] / mid["hearth_backup"],
-        "restore_over_best": best["restore"] / mid["hearth_restore"],
+        "backup_over_best": over["backup"],
+        "restore_over_best": over["restore"],
         "unchanged_s": mid["hearth_moment"],
         "peak_mb": max(*found["hearth_backup_mb"], *found["hearth_restore_mb"]),
         "unchanged_point_s": mid["hearth_point"] - mid["basebackup"],
-        **{f"best_{verb}_s": value for verb, value in best.items()},
+        **{f"best_{verb}_s": median(values) for verb, values in best.items()},
         **{name if name.endswith("_mb") else f"{name}_s": value for name, value in mid.items()},
     }
     return {name: round(value, 2) for name, value in figures.items()}
+
+
+def _best(found: Figures, verb: str) -> list[float]:
+    """Return, for each round, the seconds of the fastest for the database and of the fastest for the media together."""
+    parts = [
+        [found[f"{each.name}_{verb}_{part}"] for each in RIVALS if part in each.parts] for part in PARTS
+    ]  # by part, contestant and round
+    rounds = range(len(found[f"hearth_{verb}"]))
+    return [sum(min(seconds[number] for seconds in part) for part in parts) for number in rounds]
 
 
 def _round(ground: Ground, number: int, found: Figures) -> None:
