@@ -13,7 +13,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --requir
 export PYTHONPATH := platform:.
 # With make gone the supervisor stops too, and everything below it.
 WITH_MAKE := $(shell command -v setpriv >/dev/null && echo setpriv --pdeathsig TERM --)
-TEST_WORKERS ?= 3
+# Two for each core: they mostly wait.
+TEST_WORKERS ?= 4
 # Measurements that need a Kubernetes control plane.
 ON_CLUSTER := operator chart
 NODES ?= 3
