@@ -13,6 +13,8 @@ _BEGIN = 2
 """SYNC_FILE_RANGE_WRITE: begin, and wait for nothing."""
 STEP = 8 << 20
 """Bytes after which the disk may begin with a file that is still being written."""
+WORTH = 1 << 18
+"""Smaller files are left to the end: thousands of little writes would only wait for each other."""
 _libc = ctypes.CDLL(None)
 _begin: Any = getattr(_libc, "sync_file_range", None)
 
@@ -31,8 +33,8 @@ class Writeback:
             self.end()
 
     def end(self) -> None:
-        """Have the disk begin with all of it. What goes wrong here, the file's own sync tells."""
-        if self._waiting and _begin is not None:
+        """Have the disk begin with what is left, if it is worth it. What goes wrong here, the file's own sync tells."""
+        if self._waiting >= WORTH and _begin is not None:
             zero = ctypes.c_longlong(0)
             _begin(self._handle, zero, zero, _BEGIN)
         self._waiting = 0
