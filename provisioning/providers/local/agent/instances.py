@@ -46,9 +46,9 @@ class Instances:
     async def settle(self, server_id: str) -> None:
         """Bring to its end, before any other verb, an exchange that was begun and that this unit is part of."""
         for server in list(self._fleet.servers.values()):
-            if server.unit.exchanging and server_id in (server.unit.server_id, server.unit.exchanging["instance"]):
+            if server_id in _both(server):
                 async with AsyncExitStack() as stack:
-                    for key in sorted((server.unit.server_id, server.unit.exchanging["instance"])):
+                    for key in sorted(_both(server)):
                         if key in self._fleet.servers:
                             await stack.enter_async_context(self._fleet.servers[key].lock)
                     if server.unit.exchanging:
@@ -103,8 +103,11 @@ class Instances:
         try:
             if server.postgres.state == "running":
                 return await _ask(server)
-            async with server.lock, server.database():
-                return await _ask(server)
+            async with server.lock:
+                if any(server_id in _both(each) for each in self._fleet.servers.values()):
+                    return None  # its folders are on their way: a start would make new ones
+                async with server.database():
+                    return await _ask(server)
         except (PostgresError, ProviderError, OSError, ValueError):
             return None
 
@@ -154,6 +157,12 @@ class Instances:
         for one in (server, other):
             one.rebuild()
             one.blocker = None
+
+
+def _both(server: ManagedServer) -> tuple[str, ...]:
+    """Return the two ids of an exchange that this server's journal says is under way; none where it says nothing."""
+    journal = server.unit.exchanging
+    return (server.unit.server_id, str(journal["instance"])) if journal else ()
 
 
 async def _ask(server: ManagedServer) -> dict[str, Any]:
