@@ -48,7 +48,7 @@ def turn(shelf: Shelf, *, dry_run: bool = False) -> Turn:
         # What has expired by this moment goes.
         over = at - BEHIND if shelves.is_second(shelf) else at
         if is_over(shelf.server, over):
-            return _empty(store, shelf, dry_run=dry_run)
+            return _empty(store, shelf, over, dry_run=dry_run)
         expected, cache = checking.known_points(shelf), dict[str, bytes]()
         catalogue = Catalogue.read(store, *_whose(shelf.server), cache=cache)
         missing = expected - catalogue.points.keys()
@@ -154,12 +154,26 @@ def _promised(server: Server, at: datetime) -> tuple[int, datetime | None]:
     return found["count"], found["last"]
 
 
-def _empty(store: Store, shelf: Shelf, *, dry_run: bool) -> Turn:
+@transaction.atomic
+def _given_up(server: Server, over: datetime) -> bool:
+    """Offer nothing of a server any more whose final backup is over. False: it is not, or not any longer.
+
+    Under the lock that `revival` takes: a server either came back before, or finds no restore point to come back from.
+    """
+    locked = Server.objects.select_for_update(of=("self",)).select_related("organisation").get(pk=server.pk)
+    if not is_over(locked, over):
+        return False
+    RestorePoint.objects.filter(server=locked).exclude(state=State.GONE).update(state=State.GONE)
+    return True
+
+
+def _empty(store: Store, shelf: Shelf, over: datetime, *, dry_run: bool) -> Turn:
     """Remove all of a deleted server whose final backup has expired: restore points first, so that none is half."""
     found = sorted((each.name for each in store.listing()), key=lambda name: (not name.startswith(names.POINTS), name))
     if not dry_run:
-        RestorePoint.objects.filter(server=shelf.server).update(state=State.GONE)
-        for begin in range(0, len(found), AT_ONCE):
+        for begin in range(0, max(len(found), 1), AT_ONCE):
+            if not _given_up(shelf.server, over):
+                return Turn(expired=None, held="It is not to go any more: the server was made again, or is restored.")
             store.delete(found[begin : begin + AT_ONCE])
         with transaction.atomic():
             Shelf.objects.filter(pk=shelf.pk).update(

@@ -11,6 +11,9 @@ from datetime import timedelta
 from typing import Any
 
 from django.db import transaction
+from django.db.models import Value
+from django.db.models.functions import Greatest
+from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
 from audit.services import SYSTEM
@@ -21,6 +24,7 @@ from backups.engine.configuration import ConfigurationError
 from backups.engine.objects import Vault
 from backups.engine.stores.base import StoreError
 from backups.models import RestorePoint
+from backups.policies import policy_of
 from backups.restoring import choices
 from provisioning import secrets
 from security.datakeys import grants, services
@@ -41,15 +45,23 @@ def revive(actor: Any, *, server: Server) -> RestorePoint:
 
     Raises `Refused`: it is not gone, its backups are, its name is taken, its plan has no room, its key can't be read.
     """
-    point = selectors.whole(server).filter(state=RestorePoint.State.WHOLE).first()
-    if point is None:
-        raise Refused("No whole restore point of this server is kept any more. Nothing was changed.")
+    _newest(server)
     row = revive_server(actor=actor, server=server)
+    point = _newest(row)  # the server's row is locked: nothing expires by its deletion any more (`backups.expiring`)
+    kept = timezone.now() + timedelta(days=policy_of(row).final_days)
+    selectors.whole(row).update(keep_until=Greatest("keep_until", Value(kept)))
     try:
         line = _signing_key(actor, row, point)
     except (StoreError, SecurityError, StreamError, ConfigurationError, LookupError) as error:
         raise Refused(f"The signing key can't be read from its backup: {error} Nothing was changed.") from None
     secrets.adopt_signing_key(row, line)
+    return point
+
+
+def _newest(server: Server) -> RestorePoint:
+    point = selectors.whole(server).filter(state=RestorePoint.State.WHOLE).first()
+    if point is None:
+        raise Refused("No whole restore point of this server is kept any more. Nothing was changed.")
     return point
 
 

@@ -168,6 +168,17 @@ def test_a_deleted_servers_backups_go_when_the_final_one_has_outlived_it(
     assert AuditEvent.objects.filter(verb="backups.expired").count() == 1
 
 
+def test_nothing_of_a_server_goes_that_came_back_meanwhile(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    Server.objects.update(deleted=timezone.now())
+    RestorePoint.objects.update(keep_until=timezone.now())
+    later(monkeypatch, days=41)
+    shelf = Shelf.objects.select_related("server", "store").get()  # as a worker read it
+    Server.objects.update(deleted=None)
+    before, rows = kept.names(), kept.states()
+    assert expiring.turn(shelf).held
+    assert (kept.names(), kept.states()) == (before, rows)
+
+
 def test_a_turn_is_claimed_once_and_a_new_point_brings_it_forward(kept: Kept) -> None:
     assert shelves.claim_due() == [kept.shelf.pk]
     assert shelves.claim_due() == []

@@ -73,7 +73,11 @@ def test_it_comes_back_under_its_own_key_and_is_restored(
     line = str(ServerSecret.objects.get(server=berry, name="signing_key").value)
     delete(berry)
     assert not ServerSecret.objects.exists()
+    almost_over = timezone.now() + timedelta(hours=1)
+    RestorePoint.objects.update(keep_until=almost_over)
     call_command("backups", "revive", str(berry.pk))
+    later = RestorePoint.objects.filter(pk=final.pk, keep_until__gt=almost_over + timedelta(days=1))
+    assert later.exists(), "there is time to restore it"
     berry.refresh_from_db()
     assert (berry.deleted, berry.desired) == (None, "running")
     assert AuditEvent.objects.filter(verb="server.revive").exists()
