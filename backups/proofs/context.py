@@ -9,8 +9,10 @@ from datetime import timedelta
 from functools import cached_property
 from typing import Any
 
+from django.db import transaction
 from django.views.decorators.debug import sensitive_variables
 
+from audit.services import SYSTEM
 from backups.models import Store
 from backups.proofs.leases import Lease
 from backups.proofs.models import Proof
@@ -19,6 +21,8 @@ from provisioning import secrets, spec
 from provisioning.fleet import provider_for
 from provisioning.models import Operation, Region, ServerStatus
 from provisioning.providers.base import Provider, ServerSpec
+from security.datakeys import grants
+from security.models import UnwrapGrant
 from tenants.models import Server
 
 
@@ -101,6 +105,27 @@ class Context:
             raise Missed("The server was never finished, so there is nothing that could be brought back.")
         own = spec.build(self.server, Operation.Kind.RESTART, applied, applied, self.secrets)
         return instance_spec(own, self.proof.instance, version)
+
+    def open_grant(self, reason: str) -> UnwrapGrant:
+        """Open data keys of the server's backups for this proof. Raises `GrantTaken`, `LeaseLostError`.
+
+        Together with the row that names it: whoever had this proof give way finds no grant opened behind that.
+        """
+        proof, server, fence = self.proof, self.server, self.lease.fence
+        with transaction.atomic():
+            self.lease.set()
+            grant = grants.open_grant(
+                SYSTEM,
+                organisation=server.organisation_id,
+                source=server.pk,
+                target=server.pk,
+                purpose=UnwrapGrant.Purpose.DRILL,
+                holder=proof.pk,
+                fence=fence,
+                reason=reason[:200],
+            )
+            self.lease.set(grant=grant.pk, grant_fence=fence)
+        return grant
 
     def note(self, **more: Any) -> None:
         """Add to the evidence."""

@@ -23,6 +23,7 @@ from provisioning.fleet import provider_for
 from provisioning.leases import from_now
 from provisioning.providers.base import ProviderError
 from security.datakeys import grants
+from security.models import UnwrapGrant
 
 AGAIN = timedelta(hours=1)
 """When a proof that gave way is tried again."""
@@ -50,9 +51,8 @@ def end(lease: Lease, result: str, summary: str, **columns: Any) -> None:
 
 def revoke(lease: Lease, reason: str) -> None:
     """End the grant: from here on nothing more is opened for this proof."""
-    if lease.proof.grant is not None:
-        with lease.write(grant=None):
-            _revoke(lease.proof, reason)
+    with lease.write(grant=None):
+        _revoke(lease.proof, reason)
 
 
 def give_way(server_id: uuid.UUID, why: str) -> int:
@@ -116,5 +116,6 @@ def _mark(proof: Proof) -> None:
 
 
 def _revoke(proof: Proof, reason: str) -> None:
-    if proof.grant is not None:
-        grants.revoke(SYSTEM, proof.grant, reason=reason)
+    """End what the proof holds, whatever its row says: a worker may die before it has written its grant down."""
+    for grant in UnwrapGrant.objects.filter(holder=proof.pk, revoked_at=None).values_list("pk", flat=True):
+        grants.revoke(SYSTEM, grant, reason=reason)

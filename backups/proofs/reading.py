@@ -109,18 +109,8 @@ class Slowed:
 @contextlib.contextmanager
 def _keys(context: Context) -> Iterator[Keys]:
     """Give what opens the data keys of the server's backups, under a grant that ends with the block."""
-    proof, server = context.proof, context.server
-    grant = grants.open_grant(
-        SYSTEM,
-        organisation=server.organisation_id,
-        source=server.pk,
-        target=server.pk,
-        purpose=UnwrapGrant.Purpose.DRILL,
-        holder=proof.pk,
-        fence=context.lease.fence,
-        reason=f"Full read of a restore point of {server.server_name}"[:200],
-    )
-    context.lease.set(grant=grant.pk, grant_fence=grant.fence)
+    server = context.server
+    grant = context.open_grant(f"Full read of a restore point of {server.server_name}")
     try:
         yield Keys(server.pk, grant)
     finally:

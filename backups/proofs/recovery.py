@@ -84,20 +84,10 @@ def recover(context: Context) -> None:
     """Ask the provider to bring it back, under a grant of this proof."""
     proof, server, fence = context.proof, context.server, context.lease.fence
     try:
-        grant = grants.open_grant(
-            SYSTEM,
-            organisation=server.organisation_id,
-            source=server.pk,
-            target=server.pk,
-            purpose=UnwrapGrant.Purpose.DRILL,
-            holder=proof.pk,
-            fence=fence,
-            reason=f"Recovery test of {server.server_name}"[:200],
-        )
+        grant = context.open_grant(f"Recovery test of {server.server_name}")
     except GrantTaken:  # its people restore it: that comes first, and the clock starts anew
         context.lease.set(step="begin")
         raise NotYet(TAKEN) from None
-    context.lease.set(grant=grant.pk, grant_fence=fence)
     spec = context.spec(version_of(context))
     wanted = recoveries.Wanted(
         source=server, store=context.store, point="" if proof.moment else proof.point, moment=proof.moment

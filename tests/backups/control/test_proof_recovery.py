@@ -5,6 +5,7 @@ The provider here does what the test scripts, so that it can fail; `tests/backup
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +19,8 @@ from audit.models import AuditEvent
 from backups import alerts, checking, tasks
 from backups.models import Alarm, Line, Policy, Proof, RegionStores, RestorePoint, ServerBackups, Store
 from backups.proofs import comparing, ends, recovery, schedule, turns
-from backups.proofs.leases import claim
+from backups.proofs.context import Context
+from backups.proofs.leases import Lease, LeaseLostError, claim
 from provisioning import engine, services
 from provisioning.models import Region
 from provisioning.providers.base import ProviderError, Recovering
@@ -65,6 +67,14 @@ def turn(proof: Proof) -> Proof:
     turns.run(proof.pk)
     proof.refresh_from_db()
     return proof
+
+
+def claim_now(proof: Proof) -> Lease:
+    """Take it, as a worker does."""
+    Proof.objects.filter(pk=proof.pk).update(run_after=timezone.now() - timedelta(seconds=1))
+    lease = claim(proof.pk)
+    assert lease is not None
+    return lease
 
 
 def told(provider: ScriptedProvider, proof: Proof, state: str, **values: object) -> None:  # noqa: F811
@@ -203,6 +213,20 @@ def test_a_restore_by_its_people_comes_first(kept: Server, provider: ScriptedPro
     assert proof.instance not in (None, before)
     told(provider, proof, "done")
     assert turn(proof).result == "passed"
+
+
+def test_no_grant_is_left_of_a_worker_that_lost_its_test(kept: Server, provider: ScriptedProvider) -> None:  # noqa: F811
+    proof = begun(kept)
+    Proof.objects.update(grant=None)  # as of a worker that died before it wrote it down
+    assert len(live_grants()) == 1
+    assert ends.give_way(kept.pk, "a restore comes first") == 1
+    assert live_grants() == []
+    turn(proof)
+    lease = claim_now(proof)
+    assert ends.give_way(kept.pk, "a restore comes first") == 1
+    with pytest.raises(LeaseLostError):
+        Context(lease=lease, lost=threading.Event()).open_grant("too late")
+    assert live_grants() == []
 
 
 def test_what_is_missing_on_it_fails_the_test(
