@@ -21,7 +21,7 @@ from backups.restoring import choices, grants
 from backups.restoring.verbs import Kind
 from provisioning import checks, services
 from provisioning.models import Operation, ServerStatus
-from provisioning.providers.base import ProviderError, Recovering, ServerSpec
+from provisioning.providers.base import ProviderError, Recovering, ServerSpec, StaleFence
 from provisioning.spec import BROUGHT_BACK
 from provisioning.steps import Context, NotYet
 from tenants.errors import Refused
@@ -114,9 +114,14 @@ def exchange(context: Context) -> None:
     server, instance = str(context.server.pk), str(row.instance)
     try:
         context.provider.exchange(server, instance, restored=restored, fence=context.fence, progress=context.log)
-    except ProviderError:
-        _start_again(context)
-        raise
+    except ProviderError as error:
+        if isinstance(error, StaleFence):
+            raise
+        # Who was cut off has perhaps begun it, and what is begun is made: at the next start of anything.
+        if context.provider.recovering(instance).exchanged is not restored:
+            _start_again(context)
+            raise
+        context.log(f"{error} The exchange was begun before that, so it goes on.")
     with context.transaction():
         _exchanged(context, row, restored=restored)
     kept = "What it had before" if restored else "What was restored"
@@ -124,8 +129,19 @@ def exchange(context: Context) -> None:
 
 
 def drop(context: Context) -> None:
-    """Remove the instance with all its data."""
-    _remove(context, row_of(context))
+    """Remove the instance with all its data, unless it holds something else than its owner was told."""
+    row = row_of(context)
+    exchanged = context.provider.recovering(str(row.instance)).exchanged
+    if exchanged is not None and exchanged != (row.holds == Holds.BEFORE):
+        holds = Holds.BEFORE if exchanged else Holds.COPY
+        _save(context, row, holds=holds, address="", keep_until=kept_until(), switched=Now() if exchanged else None)
+        raise ProviderError(
+            f"The copy holds something else than was written here: {row.get_holds_display().lower()}. So nothing was "
+            "removed. Look at the backups of the server, and remove it there if nobody needs it.",
+            code="HoldsOther",
+            retry=False,
+        )
+    _remove(context, row)
 
 
 def remove_all(context: Context) -> None:

@@ -139,6 +139,9 @@ class Recovering:
     retry: bool = False
     result: Mapping[str, Any] = field(default_factory=dict)
     """When it is done, its evidence: what the engine's line `restored` says."""
+    exchanged: bool | None = None
+    """Whether its server has, or is bound to get, what was restored, and the instance what the server had. None: there
+    is no such instance."""
 
 
 class Provider(Protocol):

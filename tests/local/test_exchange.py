@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -12,11 +13,13 @@ from typing import Any
 
 import pytest
 
-from provisioning.providers.base import ProviderError
+from provisioning.providers.base import ProviderError, Recovering
 from provisioning.providers.local.agent import exchange
 from provisioning.providers.local.agent.files import UnitFile, load_units
+from provisioning.providers.local.agent.fleet import Fleet
 from provisioning.providers.local.agent.folder import Folder
 from provisioning.providers.local.agent.machine import Machine
+from provisioning.providers.local.agent.server import ManagedServer
 from provisioning.providers.local.paths import runtime_dir
 
 SERVER, INSTANCE = "00000000-0000-4000-8000-000000000001", "00000000-0000-4000-8000-000000000002"
@@ -143,3 +146,43 @@ def test_what_is_no_folder_is_left_alone(place: Place) -> None:
     with pytest.raises(ProviderError, match="Nothing was changed"):
         exchange.begin(server, instance, restored=True)
     assert not json.loads((server.path / "unit.json").read_text())["exchanging"]
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_disk_without_room_leaves_what_is_written_as_what_counts(place: Place, *, last: bool) -> None:
+    server, instance = place.folders()
+    plain = server.save
+
+    def full() -> None:
+        if bool(server.unit.exchanging) is not last:
+            raise OSError(errno.ENOSPC, "")
+        plain()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "save", full)
+        with contextlib.suppress(OSError):
+            exchange.begin(server, instance, restored=True)
+            exchange.finish(server, instance)
+    assert bool(server.unit.exchanging) is last
+    assert server.unit.exchanging == place.folders()[0].unit.exchanging
+    if last:
+        exchange.finish(server, instance)
+        assert place.holds() == {SERVER: {INSTANCE}, INSTANCE: {SERVER}}
+
+
+def test_what_is_written_down_is_told_as_made(place: Place) -> None:
+    def told() -> bool | None:
+        fleet = Fleet(place.machine)
+        for folder in place.folders():
+            fleet.servers[folder.unit.server_id] = ManagedServer(place.machine, folder.unit)
+        found: bool | None = Recovering(**fleet.instances.recovering(INSTANCE)).exchanged
+        return found
+
+    assert Recovering(**Fleet(place.machine).instances.recovering(INSTANCE)).exchanged is None
+    assert told() is False
+    exchange.begin(*place.folders(), restored=True)
+    assert told() is True
+    exchange.finish(*place.folders())
+    assert told() is True
+    exchange.begin(*place.folders(), restored=False)
+    assert told() is False

@@ -8,7 +8,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
@@ -82,7 +82,8 @@ class ScriptedProvider:
 
     def recovering(self, instance: str) -> Recovering:
         self._call("recovering")
-        return self.recovered.get(instance, Recovering())
+        found = self.recovered.get(instance, Recovering())
+        return replace(found, exchanged=self.exchanged.get(instance, False))
 
     def cancel_recovery(self, instance: str, *, fence: int) -> None:
         self._call("cancel_recovery", instance, fence)

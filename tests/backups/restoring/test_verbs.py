@@ -259,6 +259,39 @@ def test_when_the_change_over_fails_the_server_runs_again(
     assert look(operation, 2).state == "succeeded", operation.error
 
 
+def test_an_exchange_that_was_begun_and_not_told_goes_on(
+    berry: Server, provider: ScriptedProvider, alice: User
+) -> None:
+    row = switch(alice, berry)
+    look(row.operation)
+    is_done(provider, row)
+
+    def cut_off() -> None:
+        provider.exchanged[str(row.instance)] = True
+        raise ProviderError("The disk is full.", code="DiskFull", retry=False)
+
+    provider.faults["exchange"] = [cut_off]
+    operation = look(row.operation, 2)
+    assert operation.state == "succeeded", operation.error
+    assert provider.calls[-3:] == ["recovering", "configure", "start"]
+    row.refresh_from_db()
+    assert row.holds == "before"
+
+
+def test_what_holds_something_else_than_is_known_is_not_removed(
+    berry: Server, provider: ScriptedProvider, alice: User
+) -> None:
+    row = beside(alice, berry)
+    bring_back(provider, row)
+    provider.exchanged[str(row.instance)] = True
+    removal = look(verbs.drop_copy(alice, restore=row))
+    assert (removal.state, removal.error_code) == ("failed", "HoldsOther")
+    assert "remove" not in provider.calls
+    row.refresh_from_db()
+    assert row.holds == "before"
+    assert look(verbs.drop_copy(alice, restore=row)).state == "succeeded"
+
+
 def test_a_server_that_is_deleted_meanwhile_ends_it(berry: Server, provider: ScriptedProvider, alice: User) -> None:
     row = switch(alice, berry)
     operation = look(row.operation)

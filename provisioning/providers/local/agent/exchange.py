@@ -12,11 +12,13 @@ goes forward: once the journal is written, the exchange will be made.
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from provisioning.providers.base import ProviderError
+from provisioning.providers.local.agent.files import UNIT
 from provisioning.providers.local.agent.folder import Folder
 from security.durable import sync_folder
 
@@ -44,7 +46,11 @@ def begin(server: Folder, instance: Folder, *, restored: bool) -> None:
         "server": {name: getattr(instance.unit, name) for name in THEIRS},
         "other": {name: getattr(server.unit, name) for name in THEIRS},
     }
-    server.save()
+    try:
+        server.save()
+    except OSError:
+        server.unit.exchanging = _written(server)
+        raise
 
 
 def finish(server: Folder, instance: Folder) -> None:
@@ -69,7 +75,17 @@ def finish(server: Folder, instance: Folder) -> None:
     instance.save()
     _own(server, journal["server"])
     server.unit.exchanging = {}
-    server.save()
+    try:
+        server.save()
+    except OSError:
+        server.unit.exchanging = journal
+        raise
+
+
+def _written(server: Folder) -> dict[str, Any]:
+    """Return the journal as it lies on the disk: what this agent's next start would go by."""
+    found: dict[str, Any] = json.loads((server.path / UNIT).read_text(encoding="utf-8"))["exchanging"]
+    return found
 
 
 def _coming(instance: Folder, name: str) -> Path:

@@ -88,7 +88,13 @@ class Instances:
     def recovering(self, instance: str) -> dict[str, Any]:
         """Return how far that is."""
         server = self._fleet.servers.get(instance)
-        return dataclasses.asdict(Recovering() if server is None else server.recovery.seen)
+        if server is None:
+            return dataclasses.asdict(Recovering())
+        ours = self._fleet.servers.get(server.unit.instance_of)
+        journal = ours.unit.exchanging if ours is not None and instance in _both(ours) else {}
+        # What is written down will be made, whoever was told that it failed.
+        exchanged = bool(journal["restored"]) if journal else server.unit.exchanged
+        return dataclasses.asdict(dataclasses.replace(server.recovery.seen, exchanged=exchanged))
 
     async def cancel(self, instance: str, fence: int) -> None:
         """End it; what was fetched stays."""
