@@ -97,8 +97,9 @@ def _move(drill: Drill) -> int:
         return 1
     late = now - drill.begun > LONGEST
     if drill.stopped_by or late:
+        # An organisation's pages name nobody of those who run Hearth.
+        _cut(drill, "The drill was broken off." if drill.stopped_by else "The drill took longer than two days.")
         why = f"It was broken off by {drill.stopped_by}." if drill.stopped_by else "It took longer than two days."
-        _cut(drill, why)
         _end(drill, Result.FAILED, why)
         return 1
     if not drill.proofs.filter(result="").exists():

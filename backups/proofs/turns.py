@@ -10,14 +10,15 @@ import logging
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from typing import Any
 
 from django.db import InterfaceError, OperationalError
 from django.utils import timezone
 
 from backups.engine.stores.base import StoreError
-from backups.proofs import ends, reading, recovery
+from backups.proofs import ends, reading, recovery, words
 from backups.proofs.context import Context, Missed, NotYet, Unproved
-from backups.proofs.leases import LeaseLostError, claim
+from backups.proofs.leases import Lease, LeaseLostError, claim
 from backups.proofs.models import Proof
 from provisioning.providers.base import ProviderError, StaleFence
 from security.errors import SecurityError
@@ -47,7 +48,7 @@ def run(pk: uuid.UUID) -> float | None:
                 lease.hand_back(waiting.after)
                 return waiting.after.total_seconds()
             except (Missed, Unproved) as verdict:
-                ends.end(lease, verdict.result, str(verdict), **verdict.columns)
+                _end(lease, verdict.result, verdict, verdict.columns.get("evidence", lease.proof.evidence))
             except StaleFence:
                 lease.set(fence=lease.fence + 1)
                 lease.hand_back(timedelta(seconds=FIRST_WAIT))
@@ -83,9 +84,15 @@ def _failed(context: Context, error: Exception, *, retry: bool, most: int = 0) -
     lease, proof = context.lease, context.proof
     failures = proof.failures + 1
     if retry and failures < (most or MOST_FAILURES):
-        log.warning("Proof %s is tried again at “%s”: %s", proof.pk, proof.step, error)
+        text = words.told(str(error), proof.server).text
+        log.warning("Proof %s is tried again at “%s”: %s", proof.pk, proof.step, text)
         lease.set(failures=failures)
         lease.hand_back(timedelta(seconds=min(FIRST_WAIT * 2**failures, LONGEST_WAIT)))
         return
     result = Proof.Result.FAILED if context.was_tried else Proof.Result.MISSED
-    ends.end(lease, result, str(error), evidence=proof.evidence | {"code": getattr(error, "code", "")})
+    _end(lease, result, error, proof.evidence | {"code": getattr(error, "code", "")})
+
+
+def _end(lease: Lease, result: str, error: Exception, evidence: Mapping[str, Any]) -> None:
+    found = words.told(str(error), lease.proof.server)
+    ends.end(lease, result, found.text, evidence={**evidence, **found.more})

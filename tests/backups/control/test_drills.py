@@ -159,7 +159,8 @@ def test_one_that_is_broken_off_has_failed(region: Region, alice: User) -> None:
     drills.move_on()
     drill.refresh_from_db()
     assert (drill.result, drill.summary) == ("failed", f"It was broken off by {alice}.")
-    assert Proof.objects.get(server=one).result == "missed"
+    cut = Proof.objects.get(server=one)
+    assert (cut.result, cut.summary) == ("missed", "The drill was broken off."), "its owner reads this"
     assert Proof.objects.get(server=two).result == "passed"
     with pytest.raises(Refused, match="ended already"):
         drills.break_off(alice, drill=drill)

@@ -18,11 +18,11 @@ from accounts.models import User
 from audit.models import AuditEvent
 from backups import alerts, checking, tasks
 from backups.models import Alarm, Line, Policy, Proof, RegionStores, RestorePoint, ServerBackups, Store
-from backups.proofs import comparing, ends, recovery, schedule, turns
+from backups.proofs import comparing, ends, pages, recovery, schedule, turns
 from backups.proofs.context import Context
 from backups.proofs.leases import Lease, LeaseLostError, claim
 from provisioning import engine, services
-from provisioning.models import Region
+from provisioning.models import Region, ServerSecret
 from provisioning.providers.base import ProviderError, Recovering
 from security.models import UnwrapGrant
 from tenants.errors import Refused
@@ -149,6 +149,17 @@ def test_damage_names_the_points_and_has_all_of_it_read(kept: Server, provider: 
     assert (live_grants(), proof.removed is not None) == ([], True)
     alerts.observe()
     assert "did not pass" in Alarm.objects.get(cause="proof").text
+
+
+def test_pages_quote_no_log_no_folder_and_no_secret(kept: Server, provider: ScriptedProvider) -> None:  # noqa: F811
+    proof = begun(kept)
+    password = str(ServerSecret.objects.get(server=kept, name="database").value)
+    text = f"/srv/hearth/1/data can't be read as {password}. Its last lines:\nFATAL: {password} at /srv/hearth"
+    told(provider, proof, "failed", code="RestoreCrashed", text=text)
+    turn(proof)
+    assert proof.summary == "a folder of the machine can't be read as [database]."
+    assert proof.evidence["log"] == "FATAL: [database] at /srv/hearth", "staff alone see it"
+    assert "log" not in str(pages.facts(proof))
 
 
 def test_what_may_pass_is_tried_again_and_then_told(kept: Server, provider: ScriptedProvider) -> None:  # noqa: F811
