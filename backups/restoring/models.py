@@ -58,6 +58,12 @@ class Restore(models.Model):
     )
     begun = models.DateTimeField(null=True, help_text="When the first byte was asked for.")
     progressed = models.DateTimeField(null=True, help_text="When it was last seen to come on.")
+    failures = models.PositiveSmallIntegerField(
+        default=0, db_default=0, help_text="How often it failed by something that can pass, since it last came on."
+    )
+    failed_bytes = models.PositiveBigIntegerField(
+        default=0, db_default=0, help_text="How far it was at most when that happened."
+    )
     seconds = models.FloatField(null=True, help_text="From then to all of it on the disk.")
     done_bytes = models.PositiveBigIntegerField(default=0)
     total_bytes = models.PositiveBigIntegerField(default=0)

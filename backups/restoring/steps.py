@@ -30,6 +30,8 @@ from tenants.models import Server
 Holds = Restore.Holds
 STUCK = timedelta(hours=3)
 """A restore that has not come on for so long never will."""
+MOST_FAILURES = 5
+"""So often it is tried in vain, without a byte more, before its people are told."""
 SAID = {
     "plan": "Looking which objects are needed, and whether they are all there.",
     "base": "Reading the database.",
@@ -69,8 +71,7 @@ def recover(context: Context) -> None:
         _finished(context, row, found)
         return
     if found.state in ("failed", "cancelled") and row.called:
-        _save(context, row, called=False)
-        raise _failure(found)
+        raise _failed(context, row, found)
     if not waits or grant != row.grant:
         _call(context, row, grant, since=_since(context, row))
     _follow(context, row, found if waits else Recovering(state="running"))
@@ -167,7 +168,7 @@ def _settle(context: Context, row: Restore) -> None:
         if found.state == "done":
             return
         if found.state in ("failed", "cancelled"):
-            raise _failure(found)
+            raise _failed(context, row, found)
         if found.state == "running":
             _follow(context, row, found)
             raise NotYet
@@ -200,8 +201,9 @@ def _call(context: Context, row: Restore, grant: Any, *, since: Any) -> None:
     spec = _spec(context, row)
     found = recoveries.recovery(wanted, spec, holder=server.pk, grant=grant, settle=recoveries.settle(since))
     context.provider.recover(spec, found, fence=context.fence, progress=context.log)
+    now = timezone.now()
     opened = {} if grant in (row.grant, row.instance) else {"grant": grant, "grant_fence": context.fence}
-    _save(context, row, called=True, begun=row.begun or timezone.now(), **opened)
+    _save(context, row, called=True, begun=row.begun or now, progressed=now, **opened)
 
 
 def _spec(context: Context, row: Restore) -> ServerSpec:
@@ -220,6 +222,8 @@ def _follow(context: Context, row: Restore, found: Recovering) -> None:
     if moved:
         changes |= {"done_bytes": found.done_bytes, "total_bytes": found.total_bytes or row.total_bytes}
         changes["progressed"] = timezone.now()
+        if row.failures and found.done_bytes > row.failed_bytes:
+            changes["failures"] = 0
     elif row.progressed is not None and timezone.now() - row.progressed > STUCK:
         hours = STUCK.total_seconds() / 3600
         raise ProviderError(
@@ -266,9 +270,16 @@ def _time(text: Any) -> datetime | None:
     return None
 
 
-def _failure(found: Recovering) -> ProviderError:
+def _failed(context: Context, row: Restore, found: Recovering) -> ProviderError:
+    """Write down that what the provider was asked for failed, and return that failure.
+
+    The operation's own tries don't count these: between two of them it waits, which is no failure.
+    """
+    failures = row.failures + 1
+    _save(context, row, called=False, failures=failures, failed_bytes=max(row.failed_bytes, row.done_bytes))
     text = found.text or "The restore was broken off. The server itself was not touched."
-    return ProviderError(text, code=found.code or "RestoreFailed", retry=found.retry or found.state == "cancelled")
+    retry = (found.retry or found.state == "cancelled") and failures < MOST_FAILURES
+    return ProviderError(text, code=found.code or "RestoreFailed", retry=retry)
 
 
 def _exchanged(context: Context, row: Restore, *, restored: bool) -> None:

@@ -32,6 +32,9 @@ def ended(operation: Operation) -> None:
     if "restore" not in operation.wanted:
         return
     grants.revoke(operation)
+    Restore.objects.filter(pk=operation.wanted["restore"]).update(
+        failures=0, failed_bytes=0
+    )  # who tries again starts anew
     if operation.state == State.SUCCEEDED:
         return
     unfinished = Restore.objects.filter(pk=operation.pk, holds=Holds.UNFINISHED)

@@ -10,7 +10,7 @@ from django.utils import timezone
 from accounts.models import User
 from audit.models import AuditEvent
 from backups.models import Restore, RestorePoint
-from backups.restoring import upkeep, verbs
+from backups.restoring import steps, upkeep, verbs
 from provisioning import services
 from provisioning.models import Operation, ServerStatus
 from provisioning.observer import deciding_operations
@@ -191,6 +191,40 @@ def test_one_that_can_pass_is_tried_again_under_the_same_grant(
     look(operation)
     assert provider.calls.count("recover") == 2
     assert UnwrapGrant.objects.count() == 1
+
+
+@pytest.mark.parametrize("step", ["recover", "settle"])
+def test_one_that_fails_again_and_again_is_given_up(
+    berry: Server, provider: ScriptedProvider, alice: User, step: str
+) -> None:
+    row = switch(alice, berry)
+    operation = look(row.operation)
+    if step == "settle":
+        is_done(provider, row)
+        look(operation)
+    asked = provider.calls.count("recover")
+    provider.recovered[str(row.instance)] = Recovering("failed", code="DiskFull", text="The disk is full.", retry=True)
+    for _ in range(4 * steps.MOST_FAILURES):
+        look(operation)
+    assert (operation.state, operation.error_code) == ("failed", "DiskFull"), log(operation)
+    assert provider.calls.count("recover") - asked == steps.MOST_FAILURES - 1
+    assert provider.calls[-1] == ("start" if step == "settle" else "recovering"), "and the server runs"
+    services.retry_operation(alice, operation=operation)
+    look(operation)
+    assert operation.state == "queued", "who tries again has all tries"
+    bring_back(provider, row)
+
+
+def test_bytes_that_are_new_give_it_more_tries(berry: Server, provider: ScriptedProvider, alice: User) -> None:
+    row = switch(alice, berry)
+    operation = look(row.operation)
+    for more in (100, 200, 150):
+        provider.recovered[str(row.instance)] = Recovering("running", "base", more, 2000)
+        look(operation)
+        provider.recovered[str(row.instance)] = Recovering("failed", code="StoreAway", text="Away.", retry=True)
+        look(operation, 2)
+        row.refresh_from_db()
+    assert (row.failures, row.failed_bytes) == (2, 200)
 
 
 def test_a_grant_that_ended_is_followed_by_another(berry: Server, provider: ScriptedProvider, alice: User) -> None:
