@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import Q
 from django.db.models.functions import Now
 from django.utils import timezone
@@ -28,6 +29,9 @@ from security.models import UnwrapGrant
 AGAIN = timedelta(hours=1)
 """When a proof that gave way is tried again."""
 SWEPT_AT_ONCE = 20
+LEFT = timedelta(minutes=1)
+"""So long whoever ended a proof has its instance to themselves."""
+_LOCK = 0x70726F66  # "prof"
 ADDRESS = "address"
 """Where the instance answered: of use while it runs, evidence of nothing."""
 log = logging.getLogger(__name__)
@@ -89,10 +93,33 @@ def remove_instance(proof: Proof) -> bool:
 
 
 def sweep() -> int:
-    """Remove the instances of proofs that ended while nobody could; return how many. Reads one small index."""
-    over = ~Q(result="") | Q(step="begin")  # ended, or gave way
-    rows = Proof.objects.filter(over, UNDER_WAY)
-    return sum(map(remove_instance, rows.select_related("region").order_by("ended")[:SWEPT_AT_ONCE]))
+    """Remove the instances of proofs that ended while nobody could; return how many. Reads one small index.
+
+    One worker at a time, since a removal may last, and none where whoever ended the proof may still be at it.
+    """
+    over = Q(ended__lt=Now() - LEFT) | Q(step="begin")  # ended, or gave way
+    # In any order: those that can't be removed now keep no others waiting.
+    rows = Proof.objects.filter(over, UNDER_WAY).select_related("region").order_by("?")
+    with connection.cursor() as cursor:
+        cursor.execute("select pg_try_advisory_lock(%s)", [_LOCK])
+        if not cursor.fetchone()[0]:
+            return 0
+        try:
+            return _swept(rows[:SWEPT_AT_ONCE])
+        finally:
+            cursor.execute("select pg_advisory_unlock(%s)", [_LOCK])
+
+
+def _swept(rows: Iterable[Proof]) -> int:
+    count, away = 0, set[Any]()
+    for proof in rows:
+        if proof.region_id in away:
+            continue  # whoever is away answers none of them, and each question may last
+        if remove_instance(proof):
+            count += 1
+        else:
+            away.add(proof.region_id)
+    return count
 
 
 def mark_damaged(server_id: uuid.UUID, damage: dict[str, str]) -> None:

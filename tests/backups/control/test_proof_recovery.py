@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from django.conf import settings
+from django.db import connection
 from django.utils import timezone
 
 from accounts.models import User
@@ -75,6 +77,19 @@ def claim_now(proof: Proof) -> Lease:
     lease = claim(proof.pk)
     assert lease is not None
     return lease
+
+
+def in_a_thread(work: Callable[[], int]) -> int:
+    """Do it as another worker would."""
+
+    def apart() -> int:
+        try:
+            return work()
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(apart).result()
 
 
 def told(provider: ScriptedProvider, proof: Proof, state: str, **values: object) -> None:  # noqa: F811
@@ -204,7 +219,12 @@ def test_an_instance_that_cant_be_removed_now_is_removed_later(kept: Server, pro
     turn(proof)
     assert (proof.result, proof.removed) == ("failed", None)
     assert checking.forget_old(timezone.now() + timedelta(days=500)) == 0, "its row is all that knows of the instance"
+    assert ends.sweep() == 0, "who ended it may still be at it"
+    Proof.objects.update(ended=timezone.now() - timedelta(minutes=2))
+    beside: list[int] = []
+    provider.faults["remove"] = [lambda: beside.append(in_a_thread(ends.sweep))]
     assert ends.sweep() == 1
+    assert beside == [0], "a removal that lasts holds one worker"
     assert ends.sweep() == 0
     assert checking.forget_old(timezone.now() + timedelta(days=500)) == 1
 
