@@ -89,8 +89,11 @@ def _failed(context: Context, error: Exception, *, retry: bool, most: int = 0) -
         lease.set(failures=failures)
         lease.hand_back(timedelta(seconds=min(FIRST_WAIT * 2**failures, LONGEST_WAIT)))
         return
-    result = Proof.Result.FAILED if context.was_tried else Proof.Result.MISSED
-    _end(lease, result, error, proof.evidence | {"code": getattr(error, "code", "")})
+    code = getattr(error, "code", "")
+    # A place that could not do it says nothing about the backups, however far it came.
+    said = context.was_tried and code not in recovery.NOT_OURS
+    result = Proof.Result.FAILED if said else Proof.Result.MISSED
+    _end(lease, result, error, proof.evidence | {"code": code})
 
 
 def _end(lease: Lease, result: str, error: Exception, evidence: Mapping[str, Any]) -> None:

@@ -208,6 +208,22 @@ def test_a_provider_that_is_away_is_a_test_that_did_not_take_place(
     assert "The agent does not answer." in Alarm.objects.get(cause="proof").text
 
 
+@pytest.mark.parametrize(("code", "result"), [("AgentUnreachable", "missed"), ("SynapseEnded", "failed")])
+def test_only_what_backups_are_to_blame_for_has_failed(
+    kept: Server,
+    provider: ScriptedProvider,  # noqa: F811
+    code: str,
+    result: str,
+) -> None:
+    def fault() -> None:
+        raise ProviderError("It did not start.", code=code, retry=False)
+
+    proof = begun(kept)
+    provider.faults["start"] = [fault]
+    told(provider, proof, "done")
+    assert turn(proof).result == result
+
+
 def test_an_instance_that_cant_be_removed_now_is_removed_later(kept: Server, provider: ScriptedProvider) -> None:  # noqa: F811
     proof = begun(kept)
 
