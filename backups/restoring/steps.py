@@ -7,31 +7,40 @@ it says of locks and sessions is the last word; where that or the exchange fails
 from __future__ import annotations
 
 import contextlib
+import logging
+import uuid
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from django.conf import settings
+from django.db import InterfaceError, OperationalError
 from django.db.models.functions import Now
 from django.utils import timezone
+from django.views.decorators.debug import sensitive_variables
 
 from backups import recoveries
 from backups.models import Restore
 from backups.restoring import choices, grants
 from backups.restoring.verbs import Kind
 from provisioning import checks, services
+from provisioning.leases import LeaseLostError
 from provisioning.models import Operation, ServerStatus
-from provisioning.providers.base import ProviderError, Recovering, ServerSpec, StaleFence
-from provisioning.spec import BROUGHT_BACK
+from provisioning.providers.base import ProviderError, Recovering, Recovery, ServerSpec, StaleFence
+from provisioning.spec import BROUGHT_BACK, build
 from provisioning.steps import Context, NotYet
+from security.errors import SecurityError
 from tenants.errors import Refused
 from tenants.models import Server
 
+log = logging.getLogger(__name__)
 Holds = Restore.Holds
 STUCK = timedelta(hours=3)
 """A restore that has not come on for so long never will."""
 MOST_FAILURES = 5
 """So often it is tried in vain, without a byte more, before its people are told."""
+OTHERS = (NotYet, LeaseLostError, StaleFence, OperationalError, InterfaceError)
+"""After these the operation goes on: a step that has stopped the server leaves it so for whoever does."""
 SAID = {
     "plan": "Looking which objects are needed, and whether they are all there.",
     "base": "Reading the database.",
@@ -73,7 +82,7 @@ def recover(context: Context) -> None:
     if found.state in ("failed", "cancelled") and row.called:
         raise _failed(context, row, found)
     if not waits or grant != row.grant:
-        _call(context, row, grant, since=_since(context, row))
+        _call(context, row, _asked(context, row, grant), since=_since(context, row))
     _follow(context, row, found if waits else Recovering(state="running"))
     raise NotYet
 
@@ -101,7 +110,9 @@ def settle(context: Context) -> None:
     row = row_of(context)
     try:
         _settle(context, row)
-    except ProviderError:
+    except OTHERS:
+        raise
+    except Exception:
         _save(context, row, called=False)
         _start_again(context)
         raise
@@ -115,14 +126,14 @@ def exchange(context: Context) -> None:
     server, instance = str(context.server.pk), str(row.instance)
     try:
         context.provider.exchange(server, instance, restored=restored, fence=context.fence, progress=context.log)
-    except ProviderError as error:
-        if isinstance(error, StaleFence):
-            raise
+    except OTHERS:
+        raise
+    except Exception:
         # Who was cut off has perhaps begun it, and what is begun is made: at the next start of anything.
         if context.provider.recovering(instance).exchanged is not restored:
             _start_again(context)
             raise
-        context.log(f"{error} The exchange was begun before that, so it goes on.")
+        context.log("The exchange was cut off after it had begun, so it goes on.")
     with context.transaction():
         _exchanged(context, row, restored=restored)
     kept = "What it had before" if restored else "What was restored"
@@ -172,11 +183,12 @@ def _settle(context: Context, row: Restore) -> None:
         if found.state == "running":
             _follow(context, row, found)
             raise NotYet
+    asked = _asked(context, row, row.grant or row.instance)  # before the server stops: it opens what is sealed
     context.provider.stop(str(context.server.pk), fence=context.fence, progress=context.log)
     since = _since(context, row)
     if since is None:
         context.log("The server can't say who was signed out since then, so everybody has to sign in again.")
-    _call(context, row, row.grant or row.instance, since=since)
+    _call(context, row, asked, since=since)
     raise NotYet
 
 
@@ -193,14 +205,29 @@ def _since(context: Context, row: Restore) -> Any:
     return {"sequences": found.get("sequences", {})}
 
 
-def _call(context: Context, row: Restore, grant: Any, *, since: Any) -> None:
-    server = context.server
+@sensitive_variables()
+def _asked(context: Context, row: Restore, grant: uuid.UUID) -> tuple[ServerSpec, Recovery]:
+    """Return what the provider is asked for, all but what the living server says of now."""
     wanted = recoveries.Wanted(
         source=row.source, store=row.store, point=row.point, moment=None if row.point else row.moment
     )
-    spec = _spec(context, row)
-    found = recoveries.recovery(wanted, spec, holder=server.pk, grant=grant, settle=recoveries.settle(since))
-    context.provider.recover(spec, found, fence=context.fence, progress=context.log)
+    try:
+        spec = _spec(context, row)
+        return spec, recoveries.recovery(wanted, spec, holder=context.server.pk, grant=grant, settle={})
+    except SecurityError:
+        log.warning("The secrets for restore %s can't be opened.", row.pk, exc_info=True)
+        raise ProviderError(
+            "Hearth can't open the server's secrets just now. The server runs on, and its data and backups are safe.",
+            code="SecretsSealed",
+        ) from None
+
+
+@sensitive_variables()
+def _call(context: Context, row: Restore, asked: tuple[ServerSpec, Recovery], *, since: Any) -> None:
+    spec, found = asked
+    grant = uuid.UUID(found.request["grant"])
+    request = {**found.request, "settle": recoveries.settle(since)}
+    context.provider.recover(spec, replace(found, request=request), fence=context.fence, progress=context.log)
     now = timezone.now()
     opened = {} if grant in (row.grant, row.instance) else {"grant": grant, "grant_fence": context.fence}
     _save(context, row, called=True, begun=row.begun or now, progressed=now, **opened)
@@ -297,8 +324,13 @@ def _exchanged(context: Context, row: Restore, *, restored: bool) -> None:
 def _start_again(context: Context) -> None:
     """Let the server run as before, as far as that is possible; whatever comes of it, the cause is what is told."""
     context.log("It could not be done, so the server is started again as it was.")
+    try:
+        spec = context.spec
+    except SecurityError:  # it is written there already, and only named here
+        applied = ServerStatus.objects.values_list("applied", flat=True).get(server=context.server)
+        spec = build(context.server, context.operation.kind, context.operation.wanted, applied, {})
     with contextlib.suppress(ProviderError):
-        spec = replace(context.spec, version=_version_now(context))
+        spec = replace(spec, version=_version_now(context))
         context.provider.start(spec, fence=context.fence, progress=context.log)
 
 

@@ -1,0 +1,152 @@
+"""What goes wrong while a server is brought back, and what runs afterwards. The provider fails on command."""
+
+from __future__ import annotations
+
+import pytest
+
+from accounts.models import User
+from backups import recoveries
+from backups.models import Restore
+from backups.restoring import steps, verbs
+from provisioning import services
+from provisioning.providers.base import ProviderError, Recovering
+from security.errors import KeySourceError
+from tenants.models import Server
+from tests.backups.restoring.restorable import bring_back, hour_ago, is_done, log, look
+from tests.provisioning.fakes import ScriptedProvider
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def switch(alice: User, berry: Server) -> Restore:
+    return verbs.restore(alice, server=berry, mode="switch", moment=hour_ago(), confirm=berry.server_name)
+
+
+def beside(alice: User, berry: Server) -> Restore:
+    return verbs.restore(alice, server=berry, mode="beside", moment=hour_ago())
+
+
+@pytest.mark.parametrize("step", ["recover", "settle"])
+def test_one_that_fails_again_and_again_is_given_up(
+    berry: Server, provider: ScriptedProvider, alice: User, step: str
+) -> None:
+    row = switch(alice, berry)
+    operation = look(row.operation)
+    if step == "settle":
+        is_done(provider, row)
+        look(operation)
+    asked = provider.calls.count("recover")
+    provider.recovered[str(row.instance)] = Recovering("failed", code="DiskFull", text="The disk is full.", retry=True)
+    for _ in range(4 * steps.MOST_FAILURES):
+        look(operation)
+    assert (operation.state, operation.error_code) == ("failed", "DiskFull"), log(operation)
+    assert provider.calls.count("recover") - asked == steps.MOST_FAILURES - 1
+    assert provider.calls[-1] == ("start" if step == "settle" else "recovering"), "and the server runs"
+    services.retry_operation(alice, operation=operation)
+    look(operation)
+    assert operation.state == "queued", "who tries again has all tries"
+    bring_back(provider, row)
+
+
+def test_bytes_that_are_new_give_it_more_tries(berry: Server, provider: ScriptedProvider, alice: User) -> None:
+    row = switch(alice, berry)
+    operation = look(row.operation)
+    for more in (100, 200, 150):
+        provider.recovered[str(row.instance)] = Recovering("running", "base", more, 2000)
+        look(operation)
+        provider.recovered[str(row.instance)] = Recovering("failed", code="StoreAway", text="Away.", retry=True)
+        look(operation, 2)
+        row.refresh_from_db()
+    assert (row.failures, row.failed_bytes) == (2, 200)
+
+
+@pytest.mark.parametrize("verb", ["since", "recover", "exchange"])
+def test_when_the_change_over_fails_the_server_runs_again(
+    berry: Server,
+    provider: ScriptedProvider,
+    alice: User,
+    verb: str,
+) -> None:
+    def fail() -> None:
+        raise ProviderError("The disk is full.", code="DiskFull", retry=False)
+
+    row = switch(alice, berry)
+    look(row.operation)
+    is_done(provider, row)
+    provider.faults[verb] = [fail]
+    operation = look(row.operation, 2)
+    assert (operation.state, operation.error_code) == ("failed", "DiskFull")
+    assert provider.calls[-1] == "start"
+    assert provider.exchanged == {}
+    row.refresh_from_db()
+    assert row.holds == "copy", "it can be switched to, or looked into"
+    services.retry_operation(alice, operation=operation)
+    assert look(operation, 2).state == "succeeded", operation.error
+
+
+@pytest.mark.parametrize("verb", ["since", "exchange"])
+def test_after_a_fault_of_hearths_own_the_server_runs_again(
+    berry: Server, provider: ScriptedProvider, alice: User, verb: str
+) -> None:
+    def fail() -> None:
+        raise ValueError
+
+    row = switch(alice, berry)
+    look(row.operation)
+    is_done(provider, row)
+    provider.faults[verb] = [fail]
+    operation = look(row.operation, 2)
+    assert (operation.state, operation.error_code) == ("failed", "InternalError")
+    assert provider.calls[-1] == "start"
+    services.retry_operation(alice, operation=operation)
+    assert look(operation, 2).state == "succeeded", operation.error
+
+
+def test_a_server_is_not_stopped_while_its_secrets_stay_closed(
+    berry: Server, provider: ScriptedProvider, alice: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*_: object, **__: object) -> None:
+        raise KeySourceError
+
+    row = switch(alice, berry)
+    look(row.operation)
+    is_done(provider, row)
+    with monkeypatch.context() as patch:
+        patch.setattr(recoveries, "recovery", closed)
+        operation = look(row.operation, 2)
+        assert (operation.state, "stop" in provider.calls) == ("queued", False)
+    bring_back(provider, row, operation)
+    assert row.holds == "before"
+
+
+def test_an_exchange_that_was_begun_and_not_told_goes_on(
+    berry: Server, provider: ScriptedProvider, alice: User
+) -> None:
+    row = switch(alice, berry)
+    look(row.operation)
+    is_done(provider, row)
+
+    def cut_off() -> None:
+        provider.exchanged[str(row.instance)] = True
+        raise ProviderError("The disk is full.", code="DiskFull", retry=False)
+
+    provider.faults["exchange"] = [cut_off]
+    operation = look(row.operation, 2)
+    assert operation.state == "succeeded", operation.error
+    assert provider.calls[-3:] == ["recovering", "configure", "start"]
+    row.refresh_from_db()
+    assert row.holds == "before"
+
+
+def test_what_holds_something_else_than_is_known_is_not_removed(
+    berry: Server, provider: ScriptedProvider, alice: User
+) -> None:
+    row = beside(alice, berry)
+    bring_back(provider, row)
+    provider.exchanged[str(row.instance)] = True
+    removal = look(verbs.drop_copy(alice, restore=row))
+    assert (removal.state, removal.error_code) == ("failed", "HoldsOther")
+    assert "remove" not in provider.calls
+    row.refresh_from_db()
+    assert row.holds == "before"
+    assert look(verbs.drop_copy(alice, restore=row)).state == "succeeded"
