@@ -32,12 +32,19 @@ class Wanted:
     moment: datetime | None = None
 
 
-def settle(since: Mapping[str, Any] | None) -> dict[str, Any]:
+def settle(since: Mapping[str, Any] | None, *, older: bool = False) -> dict[str, Any]:
     """Return what is changed before Synapse starts on it. `since`: what the living server says of now.
 
-    Who can't be asked can't say which sessions were ended since then; so all of them are.
+    Who can't be asked can't say which sessions were ended since then; so all of them are. `older`: the living server
+    was itself brought back to a moment before these data, so it lacks accounts that they have. Whom it doesn't name
+    is then as the data say: it locks more accounts, and unlocks none and takes no rights away.
     """
-    return {"sessions": "all"} if since is None else {"sessions": "keep", "since": dict(since)}
+    if since is None:
+        return {"sessions": "all"}
+    if not older:
+        return {"sessions": "keep", "since": dict(since)}
+    known = {part: value for part, value in since.items() if part not in ("locked", "admins")}
+    return {"sessions": "keep", "since": known, "lock": list(since.get("locked") or ())}
 
 
 @sensitive_variables()

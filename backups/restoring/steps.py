@@ -226,7 +226,7 @@ def _asked(context: Context, row: Restore, grant: uuid.UUID) -> tuple[ServerSpec
 def _call(context: Context, row: Restore, asked: tuple[ServerSpec, Recovery], *, since: Any) -> None:
     spec, found = asked
     grant = uuid.UUID(found.request["grant"])
-    request = {**found.request, "settle": recoveries.settle(since)}
+    request = {**found.request, "settle": recoveries.settle(since, older=context.operation.kind == Kind.GO_BACK)}
     context.provider.recover(spec, replace(found, request=request), fence=context.fence, progress=context.log)
     now = timezone.now()
     opened = {} if grant in (row.grant, row.instance) else {"grant": grant, "grant_fence": context.fence}

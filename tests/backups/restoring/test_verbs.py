@@ -78,12 +78,18 @@ def test_a_server_is_replaced_only_after_what_was_brought_back_has_answered(
 def test_and_back_again(berry: Server, provider: ScriptedProvider, alice: User) -> None:
     row = switch(alice, berry)
     bring_back(provider, row)
+    provider.known_since = {"locked": ["@mallory:berry"], "admins": ["@admin:berry"], "devices": [["@a:berry", "d"]]}
     with pytest.raises(Refused, match="not the name"):
         verbs.go_back(alice, restore=row, confirm="berry")
     back = verbs.go_back(alice, restore=row, confirm=berry.server_name)
     provider.calls.clear()
     look(back)
     assert provider.calls == ["stop", "since", "recover"], "clients have seen more since then"
+    assert provider.recoveries[str(row.instance)].request["settle"] == {
+        "sessions": "keep",
+        "since": {"devices": [["@a:berry", "d"]]},
+        "lock": ["@mallory:berry"],
+    }, "whom the restored server never knew stays locked, or admin"
     look(back)
     assert back.state == "succeeded", back.error
     row.refresh_from_db()
