@@ -12,13 +12,11 @@ The living server is only asked; nothing of it is stopped or changed, and its cu
 from __future__ import annotations
 
 import os
-import shutil
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
@@ -26,12 +24,12 @@ from django.views.decorators.debug import sensitive_variables
 from audit.services import SYSTEM
 from backups import checking, recoveries
 from backups.models import Line, RegionStores, RestorePoint, ServerBackups, Store
-from backups.proofs import comparing, ends
+from backups.proofs import comparing, ends, room
 from backups.proofs.context import Context, Missed, NotYet, Unproved, region_of
-from backups.proofs.models import UNDER_WAY, Drill, Proof
+from backups.proofs.models import Drill, Proof
 from provisioning import checks
 from provisioning.fleet import provider_for
-from provisioning.models import Region, ServerStatus
+from provisioning.models import ServerStatus
 from provisioning.providers.base import Provider, Recovering
 from security.datakeys import grants
 from security.datakeys.errors import GrantEnded, GrantTaken
@@ -44,10 +42,6 @@ RENEW = timedelta(minutes=30)
 """A grant that ends sooner is renewed."""
 TRIES = 3
 """How often a recovery that may succeed later is begun."""
-RESERVE = 5 * 2**30
-"""Bytes of disk, or a tenth of it where that is less, that a test never takes."""
-GROWTH = 1.3
-"""A database on disk, and what replaying adds to it, over what its base backup held."""
 NOT_OURS = {"DiskFull", "NotHere", "AgentUnreachable"}
 """Codes that say that the place could not do it, and nothing about the backups."""
 
@@ -64,13 +58,12 @@ def begin(context: Context) -> None:
     region = proof.region or region_of(server)
     store = proof.store or first_store(server)
     point = newest(server, store)
-    refuse_without_room(region, point)
     now = timezone.now()
     moment = moment_of(server, store, point)
     evidence = {"store": store.code, "region": region.code, "line": point.line, "load": os.getloadavg()[0]}
     with transaction.atomic():
-        Region.objects.select_for_update().get(pk=region.pk)  # those who look for room take turns
-        if not has_room(region, proof.drill):
+        room.take_turns(region)
+        if not (room.has_room(region, proof.drill) and room.has_disk(region, point)):
             raise NotYet(FULL)
         context.lease.set(
             step="recover", instance=uuid.uuid4(), removed=None, region=region, store=store, point=point.identity,
@@ -206,26 +199,6 @@ def lost_seconds(drill: Drill | None, until: datetime, now: datetime) -> float:
     """Return how much work a loss would have cost: of now, or of when the drill's region was lost."""
     at = drill.begun if drill is not None and drill.begun is not None else now
     return max(0.0, (at - until).total_seconds())
-
-
-def has_room(region: Region, drill: Drill | None) -> bool:
-    """Tell whether one more instance may run. A drill has a limit of its own."""
-    rows = Proof.objects.filter(UNDER_WAY)
-    if drill is not None:
-        return rows.filter(drill=drill).count() < drill.at_once
-    return rows.filter(region=region, drill=None).count() < int(settings.HEARTH["HEARTH_RECOVERY_TESTS"])
-
-
-def refuse_without_room(region: Region, point: RestorePoint) -> None:
-    """Raise `Missed` where the disk would get short. Only of this machine Hearth knows how full it is."""
-    if region.provider != Region.Provider.LOCAL:
-        return
-    disk = shutil.disk_usage(settings.STATE)
-    needed = int(point.database_bytes * GROWTH) + point.media_bytes
-    if disk.free - needed < min(disk.total // 10, RESERVE):
-        raise Missed(
-            f"The disk has {disk.free // 2**20:,} MB left and the test needs {needed // 2**20:,}: it was not begun."
-        )
 
 
 def version_of(context: Context) -> str:

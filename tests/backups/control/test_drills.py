@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from accounts.models import User
 from backups.models import Drill, Proof, RegionStores, RestorePoint, ServerBackups, Store
-from backups.proofs import drills, pages, recovery, schedule
+from backups.proofs import drills, pages, recovery, room, schedule
 from provisioning.fleet import seed_region
 from provisioning.models import Region
 from tenants.errors import Refused
@@ -115,11 +115,11 @@ def test_its_own_limit_counts_and_waiting_is_part_of_the_clock(region: Region, a
     assert drill.begun is not None
     assert schedule.due_now() == list(drill.proofs.order_by("place").values_list("pk", flat=True)[:2])
     for proof in drill.proofs.order_by("place")[:2]:
-        assert recovery.has_room(region, drill)
+        assert room.has_room(region, drill)
         Proof.objects.filter(pk=proof.pk).update(
             instance=proof.pk, step="follow", run_after=timezone.now() + timedelta(hours=1)
         )
-    assert not recovery.has_room(region, drill)
+    assert not room.has_room(region, drill)
     assert schedule.due_now() == []
     Proof.objects.filter(place=0).update(removed=timezone.now(), result="passed")
     assert schedule.due_now() == [drill.proofs.get(place=2).pk]

@@ -5,7 +5,9 @@ The provider here does what the test scripts, so that it can fail; `tests/backup
 
 from __future__ import annotations
 
+import shutil
 import threading
+from collections import namedtuple
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -19,12 +21,12 @@ from django.utils import timezone
 from accounts.models import User
 from audit.models import AuditEvent
 from backups import alerts, checking, tasks
-from backups.models import Alarm, Line, Policy, Proof, RegionStores, RestorePoint, ServerBackups, Store
-from backups.proofs import comparing, ends, pages, recovery, schedule, turns
+from backups.models import Alarm, Line, Policy, Proof, RegionStores, Restore, RestorePoint, ServerBackups, Store
+from backups.proofs import comparing, ends, pages, recovery, room, schedule, turns
 from backups.proofs.context import Context
 from backups.proofs.leases import Lease, LeaseLostError, claim
 from provisioning import engine, services
-from provisioning.models import Region, ServerSecret
+from provisioning.models import Operation, Region, ServerSecret
 from provisioning.providers.base import ProviderError, Recovering
 from security.models import UnwrapGrant
 from tenants.errors import Refused
@@ -33,6 +35,7 @@ from tests.provisioning.conftest import make_server, organisation, provider, ser
 from tests.provisioning.fakes import ScriptedProvider
 
 pytestmark = pytest.mark.django_db(transaction=True)
+usage = namedtuple("usage", "total used free")
 POINT = "20261120t120000z-00000000"
 
 
@@ -299,9 +302,9 @@ def test_a_region_has_room_for_so_many(
     proof = begun(kept)
     assert proof.instance is not None
     region = Region.objects.get(code="local")
-    assert not recovery.has_room(region, None)
+    assert not room.has_room(region, None)
     monkeypatch.setitem(settings.HEARTH, "HEARTH_RECOVERY_TESTS", 2)
-    assert recovery.has_room(region, None)
+    assert room.has_room(region, None)
 
 
 def test_a_disk_that_would_get_short_is_spared(kept: Server) -> None:
@@ -310,6 +313,25 @@ def test_a_disk_that_would_get_short_is_spared(kept: Server) -> None:
     assert proof.result == "missed"
     assert "MB left" in proof.summary
     assert proof.instance is None
+
+
+def test_what_is_under_way_has_its_share_of_the_disk(kept: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    region, gb = Region.objects.get(code="local"), 10**9
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(total=200 * gb, used=0, free=100 * gb))
+    RestorePoint.objects.update(media_bytes=60 * gb)
+    point = RestorePoint.objects.get()
+    assert room.has_disk(region, point)
+    proof = begun(kept)
+    assert proof.instance is not None
+    assert not room.has_disk(region, point), "the first has not written it yet, but will"
+    Proof.objects.update(done_bytes=9, total_bytes=10)
+    assert room.has_disk(region, point)
+    Proof.objects.update(step="check")
+    operation = Operation.objects.create(server=kept, kind="restore", generation=9, run_after=timezone.now())
+    store = Store.objects.get()
+    columns = {"moment": timezone.now(), "mode": "beside", "begun": timezone.now()}
+    Restore.objects.create(operation=operation, source=kept, store=store, **columns)
+    assert room.promised() == 60 * gb, "what people restore has its share too"
 
 
 def test_nothing_to_bring_back_is_told(kept: Server) -> None:
