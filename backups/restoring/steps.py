@@ -24,6 +24,7 @@ from backups.models import Restore
 from backups.restoring import choices, grants
 from backups.restoring.verbs import Kind
 from provisioning import checks, services
+from provisioning.engine import MAX_ATTEMPTS
 from provisioning.leases import LeaseLostError
 from provisioning.models import Operation, ServerStatus
 from provisioning.providers.base import ProviderError, Recovering, Recovery, ServerSpec, StaleFence
@@ -90,19 +91,14 @@ def recover(context: Context) -> None:
 def trial(context: Context) -> None:
     """Start what was brought back, beside the server, and ask it what a client and another server would ask."""
     row = row_of(context)
-    spec = _spec(context, row)
-    context.provider.configure(spec, fence=context.fence, progress=context.log)
-    url = context.provider.start(spec, fence=context.fence, progress=context.log)
-    route = context.provider.route(str(row.instance), url)
-    found = checks.run(route, context.server.server_name, context.secrets)
-    if found.version != row.version:
-        raise ProviderError(
-            f"What was brought back runs Synapse {found.version or 'of an unknown version'}, not {row.version}. The "
-            "server itself was not touched.",
-            code="WrongVersion",
-        )
+    try:
+        address, found = _tried(context, row)
+    except ProviderError as error:
+        if not error.retry or _is_last_try(context):
+            _stop_instance(context, row)
+        raise
     context.log(f"What was brought back answers as Synapse {found.version} and signs with {found.key_id}.")
-    _save(context, row, holds=Holds.COPY, address=url, keep_until=kept_until())
+    _save(context, row, holds=Holds.COPY, address=address, keep_until=kept_until())
 
 
 def settle(context: Context) -> None:
@@ -173,6 +169,33 @@ def kept_until() -> datetime:
     return timezone.now() + timedelta(days=settings.HEARTH["HEARTH_RESTORE_KEEP_DAYS"])
 
 
+def _tried(context: Context, row: Restore) -> tuple[str, checks.Answers]:
+    """Start the instance, and return its address and what it answered. Raises `ProviderError`."""
+    spec = _spec(context, row)
+    context.provider.configure(spec, fence=context.fence, progress=context.log)
+    url = context.provider.start(spec, fence=context.fence, progress=context.log)
+    route = context.provider.route(str(row.instance), url)
+    found = checks.run(route, context.server.server_name, context.secrets)
+    if found.version != row.version:
+        raise ProviderError(
+            f"What was brought back runs Synapse {found.version or 'of an unknown version'}, not {row.version}. The "
+            "server itself was not touched.",
+            code="WrongVersion",
+        )
+    return url, found
+
+
+def _is_last_try(context: Context) -> bool:
+    attempts = Operation.objects.values_list("attempts", flat=True).get(pk=context.operation.pk)
+    return attempts >= MAX_ATTEMPTS
+
+
+def _stop_instance(context: Context, row: Restore) -> None:
+    """Let nothing run on what is kept for a day so that somebody can try again."""
+    with contextlib.suppress(ProviderError):
+        context.provider.stop(str(row.instance), fence=context.fence, progress=lambda _: None)
+
+
 def _settle(context: Context, row: Restore) -> None:
     if row.called:
         found = context.provider.recovering(str(row.instance))
@@ -230,7 +253,8 @@ def _call(context: Context, row: Restore, asked: tuple[ServerSpec, Recovery], *,
     context.provider.recover(spec, replace(found, request=request), fence=context.fence, progress=context.log)
     now = timezone.now()
     opened = {} if grant in (row.grant, row.instance) else {"grant": grant, "grant_fence": context.fence}
-    _save(context, row, called=True, begun=row.begun or now, progressed=now, **opened)
+    # The provider stops the instance for it, so nobody can look into it any more.
+    _save(context, row, called=True, begun=row.begun or now, progressed=now, address="", **opened)
 
 
 def _spec(context: Context, row: Restore) -> ServerSpec:

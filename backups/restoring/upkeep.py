@@ -37,11 +37,11 @@ def ended(operation: Operation) -> None:
     )  # who tries again starts anew
     if operation.state == State.SUCCEEDED:
         return
-    unfinished = Restore.objects.filter(pk=operation.pk, holds=Holds.UNFINISHED)
+    own = Restore.objects.filter(pk=operation.pk)
     if operation.state == State.FAILED:
-        unfinished.update(keep_until=timezone.now() + FAILED_STAYS)
-    else:
-        unfinished.update(keep_until=timezone.now())
+        own.filter(holds=Holds.UNFINISHED).update(keep_until=timezone.now() + FAILED_STAYS)
+    elif own.filter(holds__in=(Holds.UNFINISHED, Holds.COPY)).update(keep_until=timezone.now()):
+        # Cancelled in its trial it may have made a copy that nobody asked for.
         transaction.on_commit(lambda: _drop(operation.pk), robust=True)
 
 

@@ -9,6 +9,8 @@ from backups import recoveries
 from backups.models import Restore
 from backups.restoring import steps, verbs
 from provisioning import services
+from provisioning.engine import MAX_ATTEMPTS
+from provisioning.models import Operation
 from provisioning.providers.base import ProviderError, Recovering
 from security.errors import KeySourceError
 from tenants.models import Server
@@ -150,3 +152,52 @@ def test_what_holds_something_else_than_is_known_is_not_removed(
     row.refresh_from_db()
     assert row.holds == "before"
     assert look(verbs.drop_copy(alice, restore=row)).state == "succeeded"
+
+
+def test_what_fails_its_trial_for_good_does_not_run_on(berry: Server, provider: ScriptedProvider, alice: User) -> None:
+    def fail() -> None:
+        raise ProviderError("It does not answer.", code="Starting")
+
+    row = beside(alice, berry)
+    look(row.operation)
+    is_done(provider, row)
+    provider.faults["start"] = [fail] * MAX_ATTEMPTS
+    look(row.operation, 2)
+    assert "stop" not in provider.calls, "it is tried again"
+    operation = look(row.operation, MAX_ATTEMPTS)
+    assert (operation.state, operation.error_code) == ("failed", "Starting")
+    assert provider.calls[-2:] == ["start", "stop"]
+    services.retry_operation(alice, operation=operation)
+    bring_back(provider, row, operation)
+    assert row.holds == "copy"
+
+
+def test_cancelled_in_its_trial_it_leaves_nothing_either(
+    berry: Server, provider: ScriptedProvider, alice: User
+) -> None:
+    def cancel() -> None:
+        services.cancel_operation(alice, operation=operation)
+
+    row = switch(alice, berry)
+    operation = look(row.operation)
+    is_done(provider, row)
+    provider.faults["start"] = [cancel]
+    look(operation)
+    assert operation.state == "cancelled"
+    row.refresh_from_db()
+    assert row.holds == "copy"
+    look(Operation.objects.get(kind="drop"))
+    row.refresh_from_db()
+    assert (row.holds, "stop" in provider.calls) == ("gone", False)
+
+
+def test_a_copy_that_was_stopped_for_a_switch_has_no_address(
+    berry: Server, provider: ScriptedProvider, alice: User
+) -> None:
+    row = beside(alice, berry)
+    bring_back(provider, row)
+    operation = look(verbs.switch(alice, restore=row, confirm=berry.server_name))
+    provider.recovered[str(row.instance)] = Recovering("failed", code="Damaged", text="It is damaged.")
+    look(operation)
+    row.refresh_from_db()
+    assert (operation.state, row.holds, row.address) == ("failed", "copy", "")
