@@ -97,7 +97,7 @@ class Restore:
             telling=telling,
             timed=self._timed,
         )
-        with ThreadPoolExecutor(1, "restore-media") as pool:
+        with self._spared(), ThreadPoolExecutor(1, "restore-media") as pool:
             media = pool.submit(self._media, it, folder, telling)
             media.add_done_callback(self._end_when_failed)
             try:
@@ -225,6 +225,10 @@ class Restore:
         places = [self._data, *([Path(self._request.media)] if self._request.media else [])]
         disk.sync(place for place in places if place.exists())
         folder.clean()
+
+    def _spared(self) -> contextlib.AbstractContextManager[None]:
+        places = [self._data, *([Path(self._request.media)] if self._request.media else [])]
+        return disk.spared(places, self._request.spare, self._stop)
 
     def _end_when_failed(self, media: Future[int]) -> None:
         if not media.cancelled() and media.exception() is not None:

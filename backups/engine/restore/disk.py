@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import tempfile
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from backups.engine.restore.errors import RestoreError
+from backups.engine.restore.errors import Cancelled, RestoreError
 from backups.engine.settings import Tools
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+LOOK = 1.0
+"""Seconds between two looks at how much is free."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -63,11 +67,7 @@ def failed(error: OSError, where: str) -> RestoreError:
 
 def check_room(path: Path, wanted: int, *, spare: int = 0) -> None:
     """Raise `RestoreError` where the disk surely has no room for `wanted` bytes more and `spare` that stay free."""
-    place = path
-    while not place.exists():
-        place = place.parent
-    found = os.statvfs(place)
-    free = found.f_bavail * found.f_frsize
+    free = _free(path)
     if free < wanted + spare:
         kept = f", of which {spare // 10**6} MB are kept for others" if spare else ""
         raise RestoreError(
@@ -76,6 +76,51 @@ def check_room(path: Path, wanted: int, *, spare: int = 0) -> None:
             code="DiskFull",
             retry=True,
         )
+
+
+@contextlib.contextmanager
+def spared(paths: Iterable[Path], spare: int, stop: threading.Event) -> Iterator[None]:
+    """Set `stop` when less than `spare` bytes are free where these paths are, and then raise `RestoreError`.
+
+    That there was room at the beginning says little: others write to the same disk.
+    """
+    low, over = threading.Event(), threading.Event()
+    places = list(paths)
+
+    def watch() -> None:
+        while not over.wait(LOOK):
+            with contextlib.suppress(OSError):  # a folder may go while we look
+                if any(_free(place) < spare for place in places):
+                    low.set()
+                    stop.set()
+                    return
+
+    watcher = threading.Thread(target=watch, name="restore-disk", daemon=True)
+    if spare:
+        watcher.start()
+    try:
+        yield
+    except Cancelled:
+        if not low.is_set():
+            raise
+        raise RestoreError(
+            f"The disk of {places[0]} has less than the {spare // 10**6} MB left that are kept for others. What was "
+            "fetched stays. Make room and start the restore again.",
+            code="DiskFull",
+            retry=True,
+        ) from None
+    finally:
+        over.set()
+        if spare:
+            watcher.join()
+
+
+def _free(path: Path) -> int:
+    place = path
+    while not place.exists():
+        place = place.parent
+    found = os.statvfs(place)
+    return found.f_bavail * found.f_frsize
 
 
 def new_sockets(tools: Tools) -> Path:
