@@ -21,7 +21,7 @@ from django.utils import timezone
 from accounts import services
 from accounts.models import StaffLink, User
 from audit.models import AuditEvent
-from backups.models import Policy, RegionStores, Store
+from backups.models import Drill, Policy, RegionStores, Store
 from notifications.models import Mail
 from provisioning.models import Cluster
 from tests.accounts.browser import PASSWORD, Browser
@@ -52,7 +52,7 @@ def test_it_works(sally: User, client_for: Callable[..., Client]) -> None:
         assert client.get(page).status_code == 200, page
 
 
-MADE_HERE = (Cluster, Store, RegionStores, Policy)
+MADE_HERE = (Cluster, Store, RegionStores, Policy, Drill)
 """What staff make in the console, by verbs."""
 
 

@@ -103,11 +103,8 @@ def test_what_needs_somebody_comes_first(server: Server, provider: ScriptedProvi
     engine.run(operation.pk)
     page = staff.get(reverse("admin:index")).content.decode()
     tiles = re.findall(r'data-tone="(\w+)"><strong>(\d+)</strong><span>([^<]+)</span>', page)
-    assert tiles[:3] == [
-        ("bad", "1", "Servers not well"),
-        ("bad", "1", "Operations failed in a day"),
-        ("good", "0", "Mails given up"),
-    ]
+    assert tiles[:2] == [("bad", "1", "Servers not well"), ("bad", "1", "Operations failed in a day")]
+    assert ("good", "0", "Mails given up") in tiles
     for path in re.findall(r'<li><a href="([^"]+)" data-tone', page):
         assert staff.get(html.unescape(path)).status_code == 200
     servers = staff.get(reverse("admin:tenants_server_changelist")).content.decode()

@@ -14,6 +14,7 @@ from django.utils import timezone
 
 from accounts.models import User
 from audit.models import AuditEvent
+from backups.models import Proof, Restore, Store
 from provisioning import services
 from provisioning.models import Operation
 from tenants.models import Domain, Invitation, Membership, Organisation, Plan, Server, Subscription
@@ -41,12 +42,17 @@ def theirs(server: Server, organisation: Organisation, bob: User, provider: Scri
     assert operation is not None
     domain = Domain.objects.create(organisation=organisation, name="example.org", token="t", proved=timezone.now())
     invitation = Invitation.objects.create(organisation=organisation, email="dora@example.org", role="member")
+    store = Store.objects.create(code="here", name="Here", kind="folder", folder="/var/backups/hearth")
+    Restore.objects.create(operation=operation, source=server, store=store, mode="beside", holds="copy")
+    proof = Proof.objects.create(server=server, kind="reading", begun=timezone.now(), result="passed")
     return {
         "slug": organisation.slug,
         "server_id": server.pk,
         "operation_id": operation.pk,
         "domain_id": domain.pk,
         "invitation_id": invitation.pk,
+        "restore_id": operation.pk,
+        "proof_id": proof.pk,
         "member_id": organisation.memberships.get(role="owner").pk,
     }
 
@@ -73,7 +79,7 @@ def words(answer: Any) -> str:
 
 def state() -> list[Any]:
     """Return what somebody might have changed."""
-    models = (Server, Operation, Domain, Invitation, Membership, Subscription)
+    models = (Server, Operation, Domain, Invitation, Membership, Subscription, Restore, Proof)
     return [list(model.objects.order_by("pk").values()) for model in models] + [AuditEvent.objects.count()]
 
 

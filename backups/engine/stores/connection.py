@@ -168,7 +168,8 @@ class Connection:
             answer: dict[str, Any] = getattr(self._client, operation)(Bucket=self.where.bucket, **parameters)
         except exceptions.ClientError as error:
             raise self._answered(error.response, what, name) from None
-        except (exceptions.BotoCoreError, OSError) as error:
+        except (exceptions.BotoCoreError, HTTPError, OSError) as error:
+            # urllib3's own come from answers that break off: botocore reads those that are no object by itself.
             raise self._away(error, what) from None
         return answer
 
