@@ -23,6 +23,7 @@ from accounts.alerts import mail_staff
 from accounts.models import User
 from backups import shelves
 from backups.models import Alarm, Copy, Line, Policy, Proof, RegionStores, RestorePoint, ServerBackups, Shelf
+from backups.proofs.models import READ_FIRST
 from backups.restoring import reads
 from backups.selectors import PROMISED_RPO, SLACK
 from notifications.links import public_url
@@ -41,7 +42,7 @@ TROUBLE = timedelta(minutes=5)
 """A fault that goes by itself is nobody's business."""
 RECENT = timedelta(days=1)
 """So long a gap or a check that failed is told."""
-PROOF_LATE = timedelta(days=1)
+PROOF_LATE, READING_LATE = timedelta(days=1), timedelta(days=3)
 SHOWN_FOR = timedelta(days=40)
 """Longer than between two recovery tests by any policy."""
 AGAIN_AFTER = timedelta(days=1)
@@ -208,6 +209,10 @@ def _proof(at: datetime) -> list[Found]:
     missed = [
         Found(pk, f"A recovery test was due at {_told(due)}.") for pk, due in late.values_list("pk", "next_proof")
     ]
+    late = ServerBackups.objects.filter(
+        server__in=_served(), next_reading__gt=READ_FIRST, next_reading__lt=at - READING_LATE
+    )
+    missed += [Found(pk, f"A full read was due at {_told(due)}.") for pk, due in late.values_list("pk", "next_reading")]
     failed = [
         Found(pk, f"“{kinds[kind]}” of {_told(begun)} did not pass. {summary}")
         for pk, kind, begun, summary in rows.values_list("server", "kind", "begun", "summary")

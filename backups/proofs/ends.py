@@ -19,7 +19,7 @@ from django.utils import timezone
 from audit.services import SYSTEM, record
 from backups.models import RestorePoint, ServerBackups
 from backups.proofs.leases import Lease
-from backups.proofs.models import UNDER_WAY, Proof
+from backups.proofs.models import READ_FIRST, UNDER_WAY, Proof
 from provisioning.fleet import provider_for
 from provisioning.leases import from_now
 from provisioning.providers.base import ProviderError
@@ -131,9 +131,7 @@ def mark_damaged(server_id: uuid.UUID, damage: dict[str, str]) -> None:
 
 def read_soon(server_id: uuid.UUID) -> None:
     """Have every byte read: something was damaged, and which restore points that concerns has to be found."""
-    now = timezone.now()
-    later = Q(next_reading__gt=now) | Q(next_reading__isnull=True)
-    ServerBackups.objects.filter(later, server=server_id).update(next_reading=now)
+    ServerBackups.objects.filter(server=server_id).update(next_reading=READ_FIRST)
 
 
 def _mark(proof: Proof) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from datetime import UTC, datetime
 
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
@@ -13,6 +14,8 @@ from tenants.models import Server
 
 RTO_GOAL, RPO_GOAL = 4 * 3600, 15 * 60
 """Seconds that are promised: until a server is back, and of work that may be lost."""
+READ_FIRST = datetime(2000, 1, 1, tzinfo=UTC)
+"""As the date of a full read: before all that are only due."""
 UNDER_WAY = Q(instance__isnull=False, removed__isnull=True)
 """Proofs whose throw-away instance takes up room."""
 

@@ -20,6 +20,7 @@ from backups.models import Policy, RegionStores, RestorePoint, ServerBackups
 from backups.policies import policy_of
 from backups.proofs import leases
 from backups.proofs.models import UNDER_WAY, Drill, Proof
+from provisioning.models import Region
 from tenants.errors import Refused
 from tenants.models import Server
 
@@ -53,15 +54,14 @@ def plan_missing() -> int:
 def place_due() -> int:
     """Make the proofs that are due, as far as there is room; return how many. Reads small indexes."""
     found = 0
-    for stores in RegionStores.objects.select_related("region"):
-        busy = Proof.objects.filter(kind=Kind.RECOVERY, drill=None, region=stores.region, result="").count()
-        free = int(settings.HEARTH["HEARTH_RECOVERY_TESTS"]) - busy
-        found += _place(Kind.RECOVERY, "next_proof", stores, max(free, 0))
-        reading = Proof.objects.filter(kind=Kind.READING, result="").count()
-        found += _place(
-            Kind.READING, "next_reading", stores, max(int(settings.HEARTH["HEARTH_FULL_READS"]) - reading, 0)
-        )
-    return found
+    regions = {each.region.code: each.region for each in RegionStores.objects.select_related("region")}
+    for region in regions.values():
+        busy = Proof.objects.filter(kind=Kind.RECOVERY, drill=None, region=region, result="").count()
+        found += _place(Kind.RECOVERY, "next_proof", [region], int(settings.HEARTH["HEARTH_RECOVERY_TESTS"]) - busy)
+    reading = Proof.objects.filter(kind=Kind.READING, result="").count()
+    free = int(settings.HEARTH["HEARTH_FULL_READS"]) - reading
+    # Workers read for all regions: of all of them whoever has waited longest.
+    return found + _place(Kind.READING, "next_reading", list(regions.values()), free)
 
 
 def due_now() -> list[uuid.UUID]:
@@ -106,22 +106,22 @@ def make(server: Server, kind: str, **columns: Any) -> Proof | None:
         return None
 
 
-def _place(kind: str, column: str, stores: RegionStores, free: int) -> int:
-    if not free:
+def _place(kind: str, column: str, regions: list[Region], free: int) -> int:
+    if free <= 0:
         return 0
-    now = timezone.now()
-    rows = ServerBackups.objects.filter(**{f"{column}__lte": now}, server__region=stores.region.code)
+    now, by_code = timezone.now(), {each.code: each for each in regions}
+    rows = ServerBackups.objects.filter(**{f"{column}__lte": now}, server__region__in=by_code)
     found = rows.filter(server__deleted__isnull=True).order_by(column).values_list("pk", flat=True)
     made = 0
     for pk in found[:AT_ONCE].iterator():
-        made += _place_one(pk, kind, column, stores)
+        made += _place_one(pk, kind, column, by_code)
         if made >= free:
             break
     return made
 
 
 @transaction.atomic
-def _place_one(pk: uuid.UUID, kind: str, column: str, stores: RegionStores) -> int:
+def _place_one(pk: uuid.UUID, kind: str, column: str, regions: dict[str, Region]) -> int:
     now = timezone.now()
     rows = ServerBackups.objects.select_for_update(skip_locked=True, of=("self",)).select_related("server")
     row = rows.filter(pk=pk, **{f"{column}__lte": now}).first()
@@ -131,4 +131,5 @@ def _place_one(pk: uuid.UUID, kind: str, column: str, stores: RegionStores) -> i
     ServerBackups.objects.filter(pk=pk).update(**{column: when})
     if row.server.desired != Server.Desired.RUNNING:
         return 0  # it rests, and nobody waits for proof of it
-    return 1 if make(row.server, kind, region=stores.region) else 0
+    region = regions[row.server.region]
+    return 1 if make(row.server, kind, region=region) else 0

@@ -57,6 +57,7 @@ def test_nothing_is_said_while_all_is_well(well: ServerBackups, sally: User) -> 
         ({"until": timedelta(minutes=-20)}, "behind"),
         ({"fault_code": "StoreFull", "fault": "The store is full.", "fault_since": timedelta(minutes=-9)}, "fault"),
         ({"next_proof": timedelta(days=-2)}, "proof"),
+        ({"next_reading": timedelta(days=-4)}, "proof"),
     ],
 )
 def test_what_a_servers_row_tells(well: ServerBackups, changes: dict[str, object], cause: str) -> None:

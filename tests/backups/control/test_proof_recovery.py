@@ -359,6 +359,28 @@ def test_they_are_due_by_the_policy(kept: Server, provider: ScriptedProvider) ->
     assert schedule.due_now() == [Proof.objects.get().pk]
 
 
+def test_of_all_regions_who_has_waited_longest_is_read_first(
+    kept: Server,
+    make_server: Callable[..., Server],  # noqa: F811
+) -> None:
+    local = Region.objects.get(code="local")
+    north = Region.objects.create(code="north", name="North", provider=local.provider)
+    RegionStores.objects.create(region=north, first=Store.objects.get())
+    far = make_server("far")
+    Server.objects.filter(pk=far.pk).update(region="north")
+    now = timezone.now()
+    ServerBackups.objects.create(server=far, reported=now, next_reading=now - timedelta(days=2))
+    ServerBackups.objects.filter(server=kept).update(next_reading=now - timedelta(days=1))
+    assert schedule.place_due() == 1
+    first = Proof.objects.get(kind="reading")
+    assert (first.server, first.region) == (far, north)
+    Proof.objects.update(result="passed")
+    ServerBackups.objects.filter(server=far).update(next_reading=now - timedelta(days=2))
+    ends.read_soon(kept.pk)
+    assert schedule.place_due() == 1
+    assert Proof.objects.get(kind="reading", result="").server == kept, "something of it is damaged: it goes first"
+
+
 def test_a_server_that_rests_is_not_tried(kept: Server) -> None:
     ServerBackups.objects.update(next_proof=timezone.now())
     Server.objects.update(desired="suspended")
