@@ -38,6 +38,11 @@ def provider_for(region: Region) -> Provider:
     return MAKERS[region.provider]()
 
 
+def brings_back(region: Region) -> bool:
+    """Tell whether servers here can be brought back from their backups: a cluster's provider refuses."""
+    return region.provider != Region.Provider.KUBERNETES
+
+
 @transaction.atomic
 def seed_region() -> Region:
     """Make the region of this machine, or bring its base domain up to date. Safe to call at each start."""

@@ -14,7 +14,8 @@ from backups import selectors
 from backups.models import Line, RegionStores, Restore, RestorePoint, ServerBackups, Store
 from backups.policies import policy_of
 from backups.selectors import Window
-from provisioning.models import Operation, ServerStatus
+from provisioning.fleet import brings_back
+from provisioning.models import Operation, Region, ServerStatus
 from tenants import releases
 from tenants.errors import Refused
 from tenants.models import Server
@@ -82,6 +83,12 @@ def refuse_unfit(server: Server) -> None:
     status = ServerStatus.objects.filter(server=server).first()
     if status is None or not status.applied:
         raise Refused("This server was never finished, so nothing can be restored into it. Finish it first.")
+    region = Region.objects.filter(code=server.region).first()
+    if region is not None and not brings_back(region):
+        raise Refused(
+            f"Servers in the region {region} can't be brought back from their backups yet. Nothing was changed, and "
+            "the backups are safe. Support can restore them elsewhere."
+        )
 
 
 def store_of(server: Server, wanted: Store | None = None) -> Store:

@@ -7,14 +7,17 @@ from datetime import timedelta
 
 import pytest
 from django.db.models.functions import Now
+from django.urls import reverse
 from django.utils import timezone
 
 from accounts.models import User
 from backups import alerts
 from backups.models import Alarm, Line, Restore, RestorePoint, ServerBackups
+from backups.proofs import schedule
+from backups.proofs.models import Proof
 from backups.restoring import choices, steps, upkeep, verbs
 from provisioning import leases, services
-from provisioning.models import Operation
+from provisioning.models import Operation, Region
 from provisioning.providers.base import ProviderError
 from security.models import UnwrapGrant
 from tenants.errors import Refused
@@ -185,3 +188,19 @@ def test_staff_see_restores(berry: Server, provider: ScriptedProvider, alice: Us
     page = staff.get("/admin/backups/restore/").content.decode()
     assert berry.server_name in page
     assert staff.get(f"/admin/backups/restore/{Restore.objects.get().pk}/change/").status_code == 200
+
+
+def test_where_nothing_can_be_brought_back_nobody_is_offered_it_and_nothing_is_tried(
+    berry: Server, alice: User
+) -> None:
+    Region.objects.update(provider="kubernetes")
+    ServerBackups.objects.update(next_proof=timezone.now())
+    assert schedule.place_due() == 0
+    assert ServerBackups.objects.filter(next_proof__gt=timezone.now()).exists(), "and it never is late"
+    with pytest.raises(Refused, match="back from their backups yet"):
+        schedule.prove_now(alice, server=berry)
+    with pytest.raises(Refused, match="back from their backups yet"):
+        restore(alice, berry)
+    shown = client_for(alice).get(reverse("server_restore", args=[berry.organisation.slug, berry.pk]))
+    assert "be brought back from their backups yet" in shown.content.decode()
+    assert not Proof.objects.exists()
