@@ -77,6 +77,7 @@ def instance_spec(spec: ServerSpec, instance: uuid.UUID, version: str) -> Server
         server_id=str(instance),
         version=version,
         federation=False,
+        pushes=False,
         backup={},
         suspended=False,
         suspend_message="",

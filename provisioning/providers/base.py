@@ -48,6 +48,8 @@ class ServerSpec:
     suspend_message: str = ""
     federation: bool = False
     """Whether the name is proved (or under the base domain), so that the server may federate."""
+    pushes: bool = True
+    """Whether it sends notifications to its people's devices. An instance must not: they would get them twice."""
     organisation_id: str = ""
     database_instances: int = 1
     """Copies of the database, 1 to 3. This and what follows of it only a cluster can do."""

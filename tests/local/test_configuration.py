@@ -53,6 +53,11 @@ def test_it_listens_on_loopback_alone_and_answers_for_its_keys() -> None:
     assert (metrics["type"], metrics["port"]) == ("metrics", 16002)
 
 
+def test_only_what_is_no_instance_sends_notifications() -> None:
+    assert "start_pushers" not in homeserver(SPEC, PLACES)
+    assert homeserver(replace(SPEC, pushes=False), PLACES)["start_pushers"] is False
+
+
 def test_strangers_cannot_register_and_guessing_stays_slow() -> None:
     config = homeserver(SPEC, PLACES)
     assert config["enable_registration"] is False

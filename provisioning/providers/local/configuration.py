@@ -60,7 +60,7 @@ def homeserver(spec: ServerSpec, places: Places) -> dict[str, Any]:
         "max_upload_size": "100M",
         "url_preview_enabled": False,
     }
-    return config | _people(spec) | _federation(spec) | _suspension(spec)
+    return config | _people(spec) | _federation(spec) | _pushes(spec) | _suspension(spec)
 
 
 def placed(config: dict[str, Any], places: Places) -> dict[str, Any]:
@@ -160,6 +160,10 @@ def _federation(spec: ServerSpec) -> dict[str, Any]:
         return {}
     # Nobody has proved that the name is theirs: it may not speak under that name to anybody.
     return {"federation_domain_whitelist": []}
+
+
+def _pushes(spec: ServerSpec) -> dict[str, Any]:
+    return {} if spec.pushes else {"start_pushers": False}
 
 
 def _suspension(spec: ServerSpec) -> dict[str, Any]:

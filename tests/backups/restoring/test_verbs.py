@@ -53,7 +53,7 @@ def test_a_server_is_replaced_only_after_what_was_brought_back_has_answered(
     assert recovery.request["grant"] == str(row.grant)
     assert (live_grants(), UnwrapGrant.objects.get().target) == (1, berry.pk)
     spec = provider.specs[str(row.instance)]
-    assert (spec.federation, spec.backup, spec.server_name) == (False, {}, berry.server_name)
+    assert (spec.federation, spec.pushes, spec.backup, spec.server_name) == (False, False, {}, berry.server_name)
 
     provider.recovered[str(row.instance)] = Recovering("running", "base", 500, 2000, seconds_left=200)
     look(operation)
@@ -72,7 +72,8 @@ def test_a_server_is_replaced_only_after_what_was_brought_back_has_answered(
     assert row.seconds is not None
     assert live_grants() == 0
     assert AuditEvent.objects.get(verb="server.restore").after["mode"] == "switch"
-    assert provider.specs[str(berry.pk)].federation, "the server itself is what it was"
+    own = provider.specs[str(berry.pk)]
+    assert (own.federation, own.pushes) == (True, True), "the server itself is what it was"
 
 
 def test_and_back_again(berry: Server, provider: ScriptedProvider, alice: User) -> None:
