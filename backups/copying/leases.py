@@ -17,7 +17,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import connection, transaction
-from django.db.models import Q, QuerySet
+from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from django.db.models.functions import Now
 
 from backups.copying.models import Copy
@@ -29,6 +29,8 @@ FURTHEST = timedelta(minutes=5)
 """Further ahead than any lease goes: such a one was written before the clock was put back, and binds nobody."""
 TURN_LIMIT = 24 * 3600.0
 """Seconds after which a turn that never ends loses its lease. One object is not cut in two, however large it is."""
+LOOK = timedelta(hours=6)
+"""So often both stores are compared also where nothing new was stored: either may have lost something."""
 AWAY = ("StoreAway", "StoreFull", "StoreDenied", "StoreMissing", "StoreMisused")
 """Faults that every server's copy between these stores would meet."""
 _LOCK = 0x636F7079  # "copy"
@@ -49,6 +51,17 @@ def due() -> QuerySet[Copy]:
     return Copy.objects.filter(free, next_turn__lte=Now()).order_by("next_turn", "pk")
 
 
+def quiet() -> QuerySet[Copy]:
+    """Return the copies that are due and have nothing to do: their rows alone are moved on (`schedule.pass_quiet`)."""
+    rows = due().filter(complete=True, repair=False, turned__gt=from_now(-LOOK))
+    return rows.filter(seen_bytes=F("server__backups__stored_bytes"), server__deleted__isnull=True)
+
+
+def waiting() -> QuerySet[Copy]:
+    """Return the copies that are due for a worker's turn, who has waited longest first."""
+    return due().exclude(Exists(quiet().filter(pk=OuterRef("pk"))))
+
+
 def room() -> int:
     """Return how many more copies may run."""
     return max(int(settings.HEARTH["HEARTH_COPIES"]) - running().count(), 0)
@@ -66,7 +79,7 @@ def claim() -> Lease | None:
             cursor.execute("select pg_advisory_xact_lock(%s)", [_LOCK])
         if not room():
             return None
-        rows = due()
+        rows = waiting()
         for source, target in _in_trouble():
             rows = rows.exclude(source=source, target=target)
         found = rows.select_for_update(skip_locked=True, of=("self",)).first()

@@ -54,7 +54,7 @@ def turn_now(actor: Any, *, copies: QuerySet[Copy]) -> int:
     for copy in copies.select_related("server", "target"):
         after, owner = {"to": copy.target.code}, copy.server.organisation_id
         record(actor=actor, verb="backups.copy-now", object=copy.server, organisation_id=owner, after=after)
-    return copies.update(next_turn=timezone.now())
+    return copies.update(next_turn=timezone.now(), seen_bytes=None)  # compared, though nothing new is known of
 
 
 def begin_anew(stores: RegionStores) -> int:

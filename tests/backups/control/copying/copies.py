@@ -41,9 +41,9 @@ def names_in(store: Store, server: Server) -> set[str]:
 
 
 def turn(**columns: Any) -> Copy:
-    """Let the copy's turn come, and return how it is then."""
+    """Let the copy's turn come, in which both stores are compared, and return how it is then."""
     schedule.make_missing()
-    Copy.objects.update(next_turn=timezone.now() - MINUTE, **columns)
+    Copy.objects.update(next_turn=timezone.now() - MINUTE, **{"turned": F("turned") - 2 * leases.LOOK, **columns})
     lease = leases.claim()
     assert lease is not None
     turns.run(lease)
