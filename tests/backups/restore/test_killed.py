@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
@@ -120,6 +121,19 @@ def test_a_full_disk_is_told_and_gone_on_from(
         for each in server.living:
             each.stop()
         subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_disk_that_others_fill_meanwhile_is_left_to_them(busy: Busy, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = busy.server
+    request = server.request(to=busy.moment)
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "check_room", lambda *_, **__: None)  # there was room at its beginning
+        patch.setattr(disk, "LOOK", 0.01)
+        error = _refusal(server, msgspec.structs.replace(request, spare=2**62))
+    assert (error.code, error.retry) == ("DiskFull", True)
+    assert "kept for others" in str(error)
+    server.restore(request)
+    busy.check(request)
 
 
 def _refusal(server: Server, request: Request) -> RestoreError:
