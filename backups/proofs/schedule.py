@@ -86,7 +86,7 @@ def prove_now(actor: Any, *, server: Server) -> Proof:
     if server.deleted or server.desired == Server.Desired.DELETED or not points.exists():
         raise Refused("There is no whole restore point yet that could be tried out. Nothing was begun.")
     region = Region.objects.filter(code=server.region).first()
-    if region is None or not brings_back(region):
+    if region is not None and not brings_back(region):
         raise Refused("Servers in this region can't be brought back from their backups yet. Nothing was begun.")
     rows = Proof.objects.filter(server=server, kind=Kind.RECOVERY)
     if rows.filter(result="").exists():
