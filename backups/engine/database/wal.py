@@ -88,11 +88,9 @@ class Shipper:
 
     def ship(self, *, uploads: int, level: int) -> int:
         """Store finished segments, a few at once, in order. Return how many."""
-        spool = Spool.look(self.folder)
+        spool = self._received()
         self.waiting_bytes = spool.bytes
         self._check_gap(spool)
-        for timeline in sorted(spool.histories):
-            self._follow(spool, timeline)
         waiting = list(self._next(spool))
         if waiting:
             with ThreadPoolExecutor(uploads, "wal") as pool:
@@ -178,6 +176,13 @@ class Shipper:
                 "or the spool was lost. A new line begins with a base backup of its own.",
             )
 
+    def _received(self) -> Spool:
+        """Look at what was received, and keep the histories of timelines that are new."""
+        spool = Spool.look(self.folder)
+        for timeline in sorted(spool.histories):
+            self._follow(spool, timeline)
+        return spool
+
     def _follow(self, spool: Spool, timeline: int) -> None:
         """Keep a timeline's history file; it says where the timelines before it were left."""
         if timeline in self.line.histories:
@@ -198,6 +203,8 @@ class Shipper:
         """Go over to a later timeline where it goes on with all that is stored; else the line ends."""
         if file.timeline == self.line.timeline:
             return
+        if file.timeline not in self.line.histories:
+            self._received()  # the history came before the file, and after our last look
         left = self.line.histories.get(file.timeline, {}).get(self.line.timeline)
         if file.timeline < self.line.timeline or left is None or left < self.line.stored:
             raise LineLostError(
