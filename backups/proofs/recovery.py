@@ -82,8 +82,10 @@ def recover(context: Context) -> None:
         context.lease.set(step="begin")
         raise NotYet(TAKEN) from None
     spec = context.spec(version_of(context))
+    # Behind the point it is the latest that the store has, and no time: of a server at rest a store alone can tell
+    # only when its newest WAL came, and that is before what its engine has seen. What is compared is of before both.
     wanted = recoveries.Wanted(
-        source=server, store=context.store, point="" if proof.moment else proof.point, moment=proof.moment
+        source=server, store=context.store, point="" if proof.moment else proof.point, moment=None
     )
     asked = recoveries.recovery(wanted, spec, holder=server.pk, grant=grant.pk, settle=recoveries.settle(None))
     asked = replace(asked, request={**asked.request, "check": True})
