@@ -253,12 +253,16 @@ class Cluster(Lasting):
 
     def _scheduler(self) -> list[str]:
         rates = ["--kube-api-qps=300", "--kube-api-burst=600"]
+        # The scheduler's queue may hear of a new volume before the cache that it asks about volumes does. In a busy
+        # cluster the next volume's event mends that; in ours the pod would wait for the flush after five minutes.
+        retries = ["--feature-gates=SchedulerPopFromBackoffQ=false", "--pod-max-in-unschedulable-pods-duration=5s"]
         return [
             f"--kubeconfig={self.kubeconfig}",
             "--leader-elect=false",
             "--secure-port=0",
             "--profiling=false",
             *rates,
+            *retries,
         ]
 
     def _kwok_flags(self) -> list[str]:
