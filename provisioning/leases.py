@@ -40,14 +40,26 @@ def from_now(delay: timedelta) -> Combinable:
     return ExpressionWrapper(Now() + delay, output_field=DateTimeField())
 
 
+def holder() -> str:
+    """Return a name for one claim: machine, process, and the claim itself.
+
+    A name of its own for each, so that two threads of one worker can't take each other's lease for theirs.
+    """
+    return f"{socket.gethostname()[:40]}/{os.getpid()}/{uuid.uuid4().hex[:12]}"
+
+
+def free(furthest: timedelta = FURTHEST) -> Q:
+    """Match rows whose lease binds nobody: none, one that ended, or one that ends later than any lease does."""
+    return Q(lease_until__isnull=True) | Q(lease_until__lt=Now()) | Q(lease_until__gt=from_now(furthest))
+
+
 def due() -> Q:
     """Match operations that a worker may take now: a partial index holds the open ones by `run_after`.
 
     A moment further ahead than anybody sets one was written before the clock was put back; it binds nobody.
     """
-    free = Q(lease_until__isnull=True) | Q(lease_until__lt=Now()) | Q(lease_until__gt=from_now(FURTHEST))
     late = Q(run_after__lte=Now()) | Q(run_after__gt=from_now(FURTHEST))
-    return Q(state__in=Operation.OPEN) & late & free
+    return Q(state__in=Operation.OPEN) & late & free()
 
 
 def last_fence(server_id: uuid.UUID) -> int:
@@ -57,8 +69,7 @@ def last_fence(server_id: uuid.UUID) -> int:
 
 def claim(operation_id: uuid.UUID) -> Lease | None:
     """Take the operation if it is due and free, or return None."""
-    # A name of its own for each claim, so that two threads of one worker can't take each other's lease for theirs.
-    owner = f"{socket.gethostname()[:40]}/{os.getpid()}/{uuid.uuid4().hex[:12]}"
+    owner = holder()
     taken = Operation.objects.filter(due(), pk=operation_id).update(
         state=Operation.State.RUNNING,
         lease_owner=owner,

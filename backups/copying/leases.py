@@ -6,9 +6,6 @@ As with operations (`provisioning.leases`), without a fence: two that copy the s
 
 from __future__ import annotations
 
-import os
-import socket
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -17,12 +14,12 @@ from typing import Any
 
 from django.conf import settings
 from django.db import connection, transaction
-from django.db.models import Exists, F, OuterRef, Q, QuerySet
+from django.db.models import Exists, F, OuterRef, QuerySet
 from django.db.models.functions import Now
 
 from backups.copying.models import Copy
 from provisioning.keeping import kept
-from provisioning.leases import from_now
+from provisioning.leases import free, from_now, holder
 
 LEASE, RENEW_EVERY = timedelta(seconds=60), 10.0
 FURTHEST = timedelta(minutes=5)
@@ -47,8 +44,7 @@ def running() -> QuerySet[Copy]:
 
 def due() -> QuerySet[Copy]:
     """Return the copies that a worker may take, who has waited longest first."""
-    free = Q(lease_until__isnull=True) | Q(lease_until__lt=Now()) | Q(lease_until__gt=from_now(FURTHEST))
-    return Copy.objects.filter(free, next_turn__lte=Now()).order_by("next_turn", "pk")
+    return Copy.objects.filter(free(FURTHEST), next_turn__lte=Now()).order_by("next_turn", "pk")
 
 
 def quiet() -> QuerySet[Copy]:
@@ -73,7 +69,7 @@ def claim() -> Lease | None:
     Of two stores between which a copy failed, one copy at a time is tried: a store that does not answer holds no more
     workers than that, and the others go on.
     """
-    owner = f"{socket.gethostname()[:40]}/{os.getpid()}/{uuid.uuid4().hex[:12]}"
+    owner = holder()
     with transaction.atomic():
         with connection.cursor() as cursor:  # short, and one after the other: so the number that runs is never passed
             cursor.execute("select pg_advisory_xact_lock(%s)", [_LOCK])

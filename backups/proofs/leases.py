@@ -7,8 +7,6 @@ recovery) goes on meanwhile. All times are the database's.
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 import uuid
 from collections.abc import Iterator
@@ -23,7 +21,7 @@ from django.db.models.functions import Now
 
 from backups.proofs.models import Proof
 from provisioning.keeping import kept
-from provisioning.leases import FURTHEST, from_now
+from provisioning.leases import free, from_now, holder
 
 LEASE, RENEW_EVERY = timedelta(seconds=60), 10.0
 TURN_LIMIT = 12 * 3600.0
@@ -36,13 +34,12 @@ class LeaseLostError(Exception):
 
 def due() -> Q:
     """Match the proofs that a worker may take now."""
-    free = Q(lease_until__isnull=True) | Q(lease_until__lt=Now()) | Q(lease_until__gt=from_now(FURTHEST))
-    return Q(result="", run_after__lte=Now()) & free
+    return Q(result="", run_after__lte=Now()) & free()
 
 
 def claim(pk: uuid.UUID) -> Lease | None:
     """Take a proof if it is due and free, or return None."""
-    owner = f"{socket.gethostname()[:40]}/{os.getpid()}/{uuid.uuid4().hex[:12]}"
+    owner = holder()
     taken_over = When(lease_until__isnull=False, then=F("fence") + 1)
     taken = Proof.objects.filter(due(), pk=pk).update(
         fence=Case(taken_over, When(fence=0, then=Value(1)), default=F("fence"), output_field=BigIntegerField()),
