@@ -33,7 +33,29 @@ SERVER = {
         "namespace": {"type": "string", "minLength": 1, "maxLength": 63},
         "uid": {"type": "string", "description": "Empty leaves the owner references out.", "maxLength": 63},
         "organisation": {"type": "string", "maxLength": 36},
+        "id": {
+            "type": "string",
+            "description": "Whose data Hearth keeps here; absent: as the namespace's name says.",
+            "maxLength": 63,
+        },
         "stopped": {"type": "boolean", "description": "Whether no process of Synapse may run."},
+        "recovery": {
+            "type": "object",
+            "description": "How far the operator is with spec.recovery.",
+            "additionalProperties": False,
+            "required": ["settles", "copies", "rests"],
+            "properties": {
+                "settles": {
+                    "type": "boolean",
+                    "description": "Whether only `settle` is applied to the database there is.",
+                },
+                "copies": {
+                    "type": "boolean",
+                    "description": "Whether the database may be copied from the temporary one.",
+                },
+                "rests": {"type": "boolean", "description": "Whether its pod has nothing to do."},
+            },
+        },
         "arrangement": {
             "type": "string",
             "description": "What the operator notes on groups of processes: who does what among them.",

@@ -77,6 +77,19 @@ WRONG: dict[str, tuple[Spec, str]] = {
         {"backup": values.BACKUP, "database": {"cluster": None, "managed": {"host": "db.example"}}},
         "Only a database cluster can be backed up",
     ),
+    "a managed database brought back": (
+        {"recovery": values.RECOVERY, "database": {"cluster": None, "managed": {"host": "db.example"}}},
+        "Only a database cluster can be made from a backup",
+    ),
+    "brought back and suspended": ({"recovery": values.RECOVERY, "suspended": {}}, "can be neither suspended nor"),
+    "brought back and backed up": (
+        {"recovery": values.RECOVERY, "backup": values.BACKUP},
+        "can be neither suspended nor backed up",
+    ),
+    "brought back to nowhere": (
+        {"recovery": {**values.RECOVERY, "storage": None}},
+        "What is brought back needs recovery.storage",
+    ),
     "compatible with the future": ({"synapse": {"compatVersion": 95}}, "compatVersion can't be above schemaVersion"),
     "a release that is too old": (
         {"synapse": {"releaseSchemaVersion": 83}},
@@ -152,6 +165,9 @@ ALLOWED: dict[str, Spec] = {
     "a newer release": {"synapse": {"version": "1.170.0", "schemaVersion": 95, "compatVersion": 84}},
     "the way back": {"synapse": {"version": "1.149.1", "releaseSchemaVersion": 93}},
     "suspended": {"suspended": {}},
+    "closed and unrouted": {"closed": True, "routing": {"unrouted": True}},
+    "brought back": {"recovery": values.RECOVERY},
+    "settled": {"recovery": {**values.RECOVERY, "storage": None, "settle": True}},
 }
 
 

@@ -29,6 +29,17 @@ BACKUP = {
 }
 """What makes a server be backed up."""
 
+RECOVERY = {
+    "image": "images.example/hearth-backup:1",
+    "secret": {"revision": "v1"},
+    "identity": "5b1d6f0e-7c1a-4c57-9a43-6d0f2a3b4c5d",
+    "issuerRef": {"name": "hearth-internal"},
+    "storage": {"size": "12Gi", "class": "encrypted"},
+    "from": {"namespace": "hearth-5b1d6f0e-7c1a-4c57-9a43-6d0f2a3b4c5d"},
+    "egress": {"ports": [443, 18000]},
+}
+"""What brings a server's database and media back."""
+
 
 def monolith(**changes: Any) -> dict[str, Any]:
     """Return the smallest server that Hearth sells: one Synapse process, one PostgreSQL, media on S3."""
