@@ -9,9 +9,10 @@ from django.db.models import Q
 
 from backups.engine import verify
 from backups.engine.catalogue import Catalogue
-from backups.models import Drill, Proof, RestorePoint, Shelf
+from backups.models import Drill, Proof, RestorePoint, Shelf, Store
 from backups.policies import policy_of
-from backups.shelves import is_first
+from backups.regions import is_first, whole_in
+from tenants.models import Server
 
 SHOWN = 20
 State = RestorePoint.State
@@ -21,17 +22,14 @@ DAMAGED_POINTS = "damaged_restore_points"
 """Where a proof's evidence names all restore points that it found damaged."""
 
 
-def known_points(shelf: Shelf) -> frozenset[str]:
+def known_points(server: Server, store: Store) -> frozenset[str]:
     """Return which restore points must lie there; asked before the store is listed."""
-    rows = RestorePoint.objects.filter(server=shelf.server, state=State.WHOLE)
-    if not is_first(shelf):
-        rows = rows.filter(copied__isnull=False)
-    return frozenset(rows.values_list("identity", flat=True))
+    return frozenset(whole_in(server, store).values_list("identity", flat=True))
 
 
 def look(shelf: Shelf, catalogue: Catalogue, expected: frozenset[str], begun: datetime, ended: datetime) -> set[str]:
     """Compare a listing with the manifests and with what Hearth knows; return the points that are gone from it."""
-    first = is_first(shelf)
+    first = is_first(shelf.server, shelf.store)
     window = begun - timedelta(days=policy_of(shelf.server).window_days)
     known = verify.Expected(points=expected)
     report = verify.look(catalogue, marks=first, since=window, expected=known)

@@ -14,7 +14,7 @@ from django.db import transaction
 from django.db.models import Count, Max
 
 from audit.services import SYSTEM, record
-from backups import checking, places, shelves
+from backups import checking, places, regions, shelves
 from backups.engine import names
 from backups.engine.catalogue import Catalogue
 from backups.engine.expiry import Expired, expire
@@ -46,10 +46,10 @@ def turn(shelf: Shelf, *, dry_run: bool = False) -> Turn:
     with places.opened(shelf.store, shelf.server_id) as store:
         at = shelves.now()
         # What has expired by this moment goes.
-        over = at - BEHIND if shelves.is_second(shelf) else at
+        over = at - BEHIND if regions.is_second(shelf.server, shelf.store) else at
         if is_over(shelf.server, over):
             return _empty(store, shelf, over, dry_run=dry_run)
-        expected, cache = checking.known_points(shelf), dict[str, bytes]()
+        expected, cache = checking.known_points(shelf.server, shelf.store), dict[str, bytes]()
         catalogue = Catalogue.read(store, *_whose(shelf.server), cache=cache)
         missing = expected - catalogue.points.keys()
         if not dry_run:
@@ -111,7 +111,7 @@ def _expire(
     dry_run: bool,
 ) -> Expired:
     retention = retention_of(shelf.server, at)
-    if not dry_run and shelves.is_first(shelf):
+    if not dry_run and regions.is_first(shelf.server, shelf.store):
         _tell(shelf.server, catalogue, plan(catalogue, retention, at).points, at)
     return expire(store, *_whose(shelf.server), retention, now=at, dry_run=dry_run, cache=cache)
 

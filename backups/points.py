@@ -14,8 +14,9 @@ from django.utils import timezone
 
 from audit.services import SYSTEM, record
 from backups import policies
-from backups.models import Order, RegionStores, RestorePoint, ServerBackups
+from backups.models import Order, RestorePoint, ServerBackups
 from backups.orders import BACKUP, FINAL, OPEN, place
+from backups.regions import stores_of
 from provisioning.models import OperationStep
 from provisioning.providers.base import ProviderError
 from provisioning.steps import Context, NotYet
@@ -77,7 +78,7 @@ def before_upgrade(context: Context) -> None:
 def _backed_up(context: Context) -> bool:
     """Tell whether there is something that could be backed up, and somewhere to; if not, say why."""
     server = context.server
-    if not RegionStores.objects.filter(region__code=server.region).exists():
+    if stores_of(server) is None:
         context.log("No restore point is taken: this region has no store for backups.")
     elif not ServerBackups.objects.filter(server=server).exists():
         context.log("No restore point is taken: nothing has backed this server up yet.")

@@ -73,13 +73,3 @@ def failed(shelf: Shelf, error: StoreError | SecurityError) -> None:
     Shelf.objects.filter(pk=shelf.pk).update(
         fault=str(error)[:1000], fault_since=shelf.fault_since or at, next_turn=at + AGAIN
     )
-
-
-def is_first(shelf: Shelf) -> bool:
-    """Return whether this is where the server's engine writes, whose marks the manifests have."""
-    return RegionStores.objects.filter(region__code=shelf.server.region, first=shelf.store_id).exists()
-
-
-def is_second(shelf: Shelf) -> bool:
-    """Return whether it is filled by copies from the first."""
-    return RegionStores.objects.filter(region__code=shelf.server.region, second=shelf.store_id).exists()

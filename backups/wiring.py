@@ -14,7 +14,8 @@ from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
 from backups import policies
-from backups.models import RegionStores, ServerBackups, Store
+from backups.models import ServerBackups, Store
+from backups.regions import stores_of
 from tenants.models import Server
 
 MODULE = "backups.engine"
@@ -27,7 +28,7 @@ SYNC_ON_THIS_MACHINE = 10.0
 @sensitive_variables()
 def backup_of(server: Server) -> dict[str, Any]:
     """Return `ServerSpec.backup`; empty where the region has no store. The provider adds where things are."""
-    stores = RegionStores.objects.select_related("first").filter(region__code=server.region).first()
+    stores = stores_of(server)
     if stores is None:
         return {}
     row, policy = ensure(server), policies.policy_of(server)

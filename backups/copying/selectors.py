@@ -8,7 +8,8 @@ from datetime import datetime
 from django.db.models import QuerySet
 
 from backups.copying.models import Copy
-from backups.models import RegionStores, RestorePoint, ServerBackups, Store
+from backups.models import RestorePoint, ServerBackups, Store
+from backups.regions import is_first, stores_of
 from tenants.models import Server
 
 
@@ -26,7 +27,7 @@ class Second:
 
 def second_of(server: Server) -> Second | None:
     """Return it; None where the region has no second store."""
-    stores = RegionStores.objects.select_related("second").filter(region__code=server.region).first()
+    stores = stores_of(server)
     if stores is None or stores.second is None:
         return None
     copy = Copy.objects.filter(server=server, source=stores.first_id, target=stores.second_id).first()
@@ -46,6 +47,6 @@ def points_in(server: Server, store: Store) -> QuerySet[RestorePoint]:
     One that is damaged in the first store may be whole in the second: it was compared byte by byte on its way there.
     """
     rows = RestorePoint.objects.filter(server=server).exclude(state=RestorePoint.State.GONE)
-    if RegionStores.objects.filter(region__code=server.region, first=store).exists():
+    if is_first(server, store):
         return rows.filter(state=RestorePoint.State.WHOLE)
     return rows.filter(copied__isnull=False)

@@ -25,7 +25,8 @@ from backups.engine import names
 from backups.engine.lacking import Report
 from backups.engine.replicate import Replication
 from backups.engine.stores.base import StoreError
-from backups.models import RegionStores, RestorePoint, ServerBackups
+from backups.models import RestorePoint, ServerBackups
+from backups.regions import stores_of
 from security.errors import SecurityError
 
 SECONDS, MOST_BYTES = 30.0, 512 * 2**20
@@ -89,7 +90,7 @@ def _turn(lease: Lease) -> Report:
 
 def share(copy: Copy) -> float | None:
     """Return the bytes a second that this copy may take of what its region has for all of them; None: no bound."""
-    stores = RegionStores.objects.filter(region__code=copy.server.region).first()
+    stores = stores_of(copy.server)
     if stores is None or not stores.copy_megabytes:
         return None
     others = leases.running().filter(source=copy.source_id, target=copy.target_id).count()

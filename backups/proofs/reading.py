@@ -29,11 +29,12 @@ from backups.engine.catalogue import Catalogue
 from backups.engine.objects import Vault
 from backups.engine.rate import Rate
 from backups.engine.stores.base import Store
-from backups.models import Line, RestorePoint, Shelf
+from backups.models import Line, RestorePoint
 from backups.policies import policy_of
 from backups.proofs import ends, recovery
 from backups.proofs.context import Context, Missed, NotYet, Unproved
 from backups.proofs.models import Proof
+from backups.regions import is_first
 from provisioning import engine
 from security.datakeys import grants, services
 from security.datakeys.errors import GrantEnded, GrantTaken, NotFound, TooMany
@@ -156,13 +157,13 @@ def _look(context: Context, catalogue: Catalogue) -> verify.Report:
 
     Nothing in a store could tell that its newest part is gone.
     """
-    shelf, window = _shelf(context), shelves.now() - timedelta(days=policy_of(context.server).window_days)
-    first = shelves.is_first(shelf)
+    server, store = context.server, context.store
+    window, first = shelves.now() - timedelta(days=policy_of(server).window_days), is_first(server, store)
     # The newest moment of a line may be an hour older than its end: where that left the window, it may have expired.
     since = window + timedelta(days=1)
-    rows = Line.objects.filter(server=context.server, moments__gt=0, until__gt=since) if first else ()
+    rows = Line.objects.filter(server=server, moments__gt=0, until__gt=since) if first else ()
     expected = verify.Expected(
-        points=checking.known_points(shelf), moments={row.identity: row.moments - 1 for row in rows}
+        points=checking.known_points(server, store), moments={row.identity: row.moments - 1 for row in rows}
     )
     return verify.look(catalogue, marks=first, since=window, expected=expected)
 
@@ -233,10 +234,6 @@ def _stopped(context: Context) -> Iterator[threading.Event]:
 def _is_gone(context: Context) -> bool:
     rows = RestorePoint.objects.filter(server=context.server, identity=context.proof.point)
     return rows.filter(state=State.GONE).exists()
-
-
-def _shelf(context: Context) -> Shelf:
-    return Shelf(server=context.server, store=context.store)
 
 
 @sensitive_variables()

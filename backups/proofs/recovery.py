@@ -23,10 +23,11 @@ from django.views.decorators.debug import sensitive_variables
 
 from audit.services import SYSTEM
 from backups import checking, recoveries
-from backups.models import Line, RegionStores, RestorePoint, ServerBackups, Store
+from backups.models import Line, RestorePoint, ServerBackups, Store
 from backups.proofs import comparing, ends, room
 from backups.proofs.context import Context, Missed, NotYet, Unproved, region_of
 from backups.proofs.models import Drill, Proof
+from backups.regions import is_first, stores_of, whole_in
 from provisioning import checks
 from provisioning.fleet import provider_for
 from provisioning.models import ServerStatus
@@ -179,10 +180,7 @@ def summary(proof: Proof) -> str:
 
 def newest(server: Server, store: Store) -> RestorePoint:
     """Return the newest whole restore point in that store. Raises `Missed`."""
-    rows = RestorePoint.objects.filter(server=server, state=RestorePoint.State.WHOLE)
-    if not _is_first(server, store):
-        rows = rows.filter(copied__isnull=False)
-    point = rows.order_by("-at").first()
+    point = whole_in(server, store).order_by("-at").first()
     if point is None:
         raise Missed(f"There is no whole restore point in the store “{store}”, so nothing could be brought back.")
     return point
@@ -191,7 +189,7 @@ def newest(server: Server, store: Store) -> RestorePoint:
 def moment_of(server: Server, store: Store, point: RestorePoint) -> datetime | None:
     """Return the newest moment of that point's line; None where there is none behind the point."""
     until = Line.objects.filter(server=server, identity=point.line).values_list("until", flat=True).first()
-    if not _is_first(server, store):
+    if not is_first(server, store):
         copied = ServerBackups.objects.filter(server=server).values_list("copied_until", flat=True).first()
         until = min(until, copied) if until and copied else None
     return until if until is not None and until > point.at else None
@@ -219,14 +217,10 @@ def _point(context: Context) -> RestorePoint:
 
 def first_store(server: Server) -> Store:
     """Return where the server's engine writes. Raises `Missed`."""
-    stores = RegionStores.objects.filter(region__code=server.region).select_related("first").first()
+    stores = stores_of(server)
     if stores is None:
         raise Missed("The region has no store for backups.")
     return stores.first
-
-
-def _is_first(server: Server, store: Store) -> bool:
-    return RegionStores.objects.filter(region__code=server.region, first=store).exists()
 
 
 def _renewed(context: Context) -> bool:

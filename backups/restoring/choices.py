@@ -11,8 +11,9 @@ from django.db.models import Q
 from django.utils import timezone
 
 from backups import selectors
-from backups.models import Line, RegionStores, Restore, RestorePoint, ServerBackups, Store
+from backups.models import Line, Restore, RestorePoint, ServerBackups, Store
 from backups.policies import policy_of
+from backups.regions import is_first, stores_of
 from backups.selectors import Window
 from provisioning.fleet import brings_back
 from provisioning.models import Operation, Region, ServerStatus
@@ -93,7 +94,7 @@ def refuse_unfit(server: Server) -> None:
 
 def store_of(server: Server, wanted: Store | None = None) -> Store:
     """Return the store to read: the wanted one, or the region's first."""
-    stores = RegionStores.objects.select_related("first", "second").filter(region__code=server.region).first()
+    stores = stores_of(server)
     if stores is None:
         raise Refused("Where this server runs there is no store for backups, so nothing can be restored.")
     if wanted is not None and wanted.pk not in (stores.first_id, stores.second_id):
@@ -119,7 +120,7 @@ def points(server: Server) -> list[RestorePoint]:
 
 def stores(server: Server) -> list[Store]:
     """Return the stores that can be read: the region's first, and the second where anything is."""
-    found = RegionStores.objects.select_related("first", "second").filter(region__code=server.region).first()
+    found = stores_of(server)
     if found is None:
         return []
     copied = found.second is not None and selectors.whole(server).filter(copied__isnull=False).exists()
@@ -155,7 +156,7 @@ def _point(server: Server, identity: str, store: Store) -> RestorePoint:
     found = rows.filter(identity=identity).first()
     if found is None:
         raise Refused("There is no such restore point any more. Nothing was changed. Choose another.", field="point")
-    if _is_first(server, store):
+    if is_first(server, store):
         _refuse_damaged(server, found)
     elif found.copied is None:
         raise Refused("That store does not have this restore point yet. Nothing was changed.", field="store")
@@ -164,7 +165,7 @@ def _point(server: Server, identity: str, store: Store) -> RestorePoint:
 
 def _base_of(server: Server, moment: datetime, store: Store) -> RestorePoint:
     """Return the restore point that a restore to `moment` begins with."""
-    windows, first = moments(server), _is_first(server, store)
+    windows, first = moments(server), is_first(server, store)
     if not any(each.begun <= moment <= each.until for each in windows):
         raise Refused(f"{_moment(moment)} can't be restored. Nothing was changed. {told(windows)}", field="moment")
     lines = Line.objects.filter(server=server, begun__lte=moment, until__gte=moment).values_list("identity", flat=True)
@@ -183,10 +184,6 @@ def _base_of(server: Server, moment: datetime, store: Store) -> RestorePoint:
     if first:
         _refuse_damaged(server, base)
     return base
-
-
-def _is_first(server: Server, store: Store) -> bool:
-    return RegionStores.objects.filter(region__code=server.region, first=store).exists()
 
 
 def _refuse_damaged(server: Server, found: RestorePoint) -> None:
