@@ -24,7 +24,6 @@ from provisioning.fleet import provider_for
 from provisioning.leases import from_now
 from provisioning.providers.base import ProviderError
 from security.datakeys import grants
-from security.models import UnwrapGrant
 
 AGAIN = timedelta(hours=1)
 """When a proof that gave way is tried again."""
@@ -44,7 +43,7 @@ def end(lease: Lease, result: str, summary: str, **columns: Any) -> None:
         key: value for key, value in columns.get("evidence", proof.evidence).items() if key != ADDRESS
     }
     with lease.write(result=result, summary=summary, ended=timezone.now(), lease_until=None, step="", **columns):
-        _revoke(proof, f"the proof ended: {result}")
+        grants.revoke_held(SYSTEM, proof.pk, reason=f"the proof ended: {result}")
         after = {"result": result, "point": proof.point, "rto_seconds": proof.rto_seconds}
         organisation = proof.server.organisation_id
         record(actor=SYSTEM, verb="backups.proof", object=proof, organisation_id=organisation, after=after)
@@ -56,7 +55,7 @@ def end(lease: Lease, result: str, summary: str, **columns: Any) -> None:
 def revoke(lease: Lease, reason: str) -> None:
     """End the grant: from here on nothing more is opened for this proof."""
     with lease.write(grant=None):
-        _revoke(lease.proof, reason)
+        grants.revoke_held(SYSTEM, lease.proof.pk, reason=reason)
 
 
 def give_way(server_id: uuid.UUID, why: str) -> int:
@@ -72,7 +71,7 @@ def give_way(server_id: uuid.UUID, why: str) -> int:
             rows = Proof.objects.filter(pk=proof.pk, result="", fence=proof.fence)
             if not rows.update(**again, grant=None, failures=0, run_after=from_now(AGAIN)):
                 continue
-            _revoke(proof, why)
+            grants.revoke_held(SYSTEM, proof.pk, reason=why)
             count += 1
     return count
 
@@ -138,9 +137,3 @@ def _mark(proof: Proof) -> None:
     field = {Proof.Kind.READING: "read", Proof.Kind.RECOVERY: "proved"}.get(Proof.Kind(proof.kind))
     if field and proof.point:
         RestorePoint.objects.filter(server=proof.server_id, identity=proof.point).update(**{field: proof.begun})
-
-
-def _revoke(proof: Proof, reason: str) -> None:
-    """End what the proof holds, whatever its row says: a worker may die before it has written its grant down."""
-    for grant in UnwrapGrant.objects.filter(holder=proof.pk, revoked_at=None).values_list("pk", flat=True):
-        grants.revoke(SYSTEM, grant, reason=reason)

@@ -33,14 +33,11 @@ from provisioning.fleet import provider_for
 from provisioning.models import ServerStatus
 from provisioning.providers.base import Provider, Recovering
 from security.datakeys import grants
-from security.datakeys.errors import GrantEnded, GrantTaken
-from security.models import UnwrapGrant
+from security.datakeys.errors import GrantTaken
 from tenants.models import Server
 
 POLL, FULL, TAKEN = timedelta(seconds=2), timedelta(seconds=30), timedelta(minutes=10)
 TOO_LATE = timedelta(days=1)
-RENEW = timedelta(minutes=30)
-"""A grant that ends sooner is renewed."""
 TRIES = 3
 """How often a recovery that may succeed later is begun."""
 NOT_OURS = {"DiskFull", "NotHere", "AgentUnreachable"}
@@ -147,12 +144,9 @@ def compare(context: Context) -> None:
         context.secrets["jwt"],
         until,
     )
-    evidence = {key: value for key, value in proof.evidence.items() if key != "address"} | {"compared": found.told}
+    context.note(compared=found.told)
     if found.wrong:
-        text = "The server came back, but lacks something that it had: " + " ".join(found.wrong)
-        raise Unproved(text, evidence=evidence)
-    with context.lease.write(evidence=evidence):
-        pass
+        raise Unproved("The server came back, but lacks something that it had: " + " ".join(found.wrong))
     ends.end(context.lease, Proof.Result.PASSED, summary(proof))
 
 
@@ -225,18 +219,10 @@ def first_store(server: Server) -> Store:
 
 def _renewed(context: Context) -> bool:
     """Have a live grant for long enough. False where it has ended."""
-    proof = context.proof
-    if proof.grant is None:
+    try:
+        return grants.keep(SYSTEM, context.proof.grant, fence=context.proof.grant_fence) is not None
+    except GrantTaken:
         return False
-    row = UnwrapGrant.objects.filter(pk=proof.grant, revoked_at=None).first()
-    if row is None:
-        return False
-    if row.expires_at - timezone.now() < RENEW:
-        try:
-            grants.renew(SYSTEM, proof.grant, fence=proof.grant_fence)
-        except (GrantEnded, GrantTaken):
-            return False
-    return True
 
 
 def _again_or_failed(context: Context, found: Recovering) -> None:

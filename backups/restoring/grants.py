@@ -12,8 +12,7 @@ from provisioning.models import Operation
 from provisioning.providers.base import ProviderError
 from provisioning.steps import Context, NotYet
 from security.datakeys import grants
-from security.datakeys.errors import DataKeyRefused, GrantEnded, GrantTaken
-from security.keyring.publish import database_time
+from security.datakeys.errors import DataKeyRefused, GrantTaken
 from security.models import UnwrapGrant
 
 LEASE = timedelta(minutes=20)
@@ -23,7 +22,8 @@ LEASE = timedelta(minutes=20)
 def keep(context: Context, row: Restore) -> uuid.UUID:
     """Return a restore's live grant; another one than before if that has ended. Raises `NotYet`, `ProviderError`."""
     try:
-        return _renewed(row) or _opened(context, row)
+        kept = grants.keep(SYSTEM, row.grant, fence=row.grant_fence, lease=LEASE)
+        return kept.pk if kept else _opened(context, row)
     except GrantTaken:
         context.note("Something else reads the backups of this server. This restore begins when that has ended.")
         raise NotYet from None
@@ -33,8 +33,7 @@ def keep(context: Context, row: Restore) -> uuid.UUID:
 
 def revoke(operation: Operation) -> None:
     """End every grant that an operation holds. Call it in the transaction in which the operation ends."""
-    for grant in UnwrapGrant.objects.filter(holder=operation.pk, revoked_at=None).values_list("pk", flat=True):
-        grants.revoke(SYSTEM, grant, reason=f"the restore ended: {operation.state}")
+    grants.revoke_held(SYSTEM, operation.pk, reason=f"the restore ended: {operation.state}")
 
 
 def revoke_left() -> int:
@@ -46,18 +45,6 @@ def revoke_left() -> int:
     for operation in over:
         revoke(operation)
     return len(over)
-
-
-def _renewed(row: Restore) -> uuid.UUID | None:
-    found = UnwrapGrant.objects.filter(pk=row.grant, revoked_at=None).first() if row.grant else None
-    if found is None:
-        return None
-    if found.expires_at - database_time() > LEASE / 2:
-        return found.pk
-    try:
-        return grants.renew(SYSTEM, found.pk, fence=row.grant_fence, lease=LEASE).pk
-    except GrantEnded:
-        return None
 
 
 def _opened(context: Context, row: Restore) -> uuid.UUID:

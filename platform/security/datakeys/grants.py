@@ -93,6 +93,27 @@ def revoke(actor: Any, grant: uuid.UUID, *, reason: str) -> bool:
     return True
 
 
+def keep(actor: Any, grant: uuid.UUID | None, *, fence: int, lease: timedelta = LONGEST) -> UnwrapGrant | None:
+    """Return a grant, renewed where less than half of `lease` is left of it; None where it has ended, or never was.
+
+    Call it as often as the work looks at itself. Raises `GrantTaken` where it is to be renewed, and another has it.
+    """
+    row = UnwrapGrant.objects.filter(pk=grant, revoked_at=None).first() if grant else None
+    if row is None or row.expires_at - database_time() > lease / 2:
+        return row
+    try:
+        return renew(actor, row.pk, fence=fence, lease=lease)
+    except GrantEnded:
+        return None
+
+
+@transaction.atomic
+def revoke_held(actor: Any, holder: uuid.UUID, *, reason: str) -> int:
+    """End every grant of a holder, also one that it has not written down; return how many."""
+    held = UnwrapGrant.objects.filter(holder=holder, revoked_at=None).values_list("pk", flat=True)
+    return sum(revoke(actor, each, reason=reason) for each in list(held))
+
+
 def owner_of(server: uuid.UUID) -> uuid.UUID | None:
     """Return the organisation of a server that is there; None where nobody knows it, or two differ."""
     found = {owner for ask in seams.owner_of_server if (owner := ask(server)) is not None}

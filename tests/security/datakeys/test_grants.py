@@ -118,6 +118,39 @@ def test_one_that_is_unknown_is_not_renewed(db: None) -> None:
     assert not grants.revoke(SYSTEM, uuid.uuid4(), reason="x")
 
 
+def test_one_is_kept_while_its_work_looks_at_itself(grant: Make) -> None:
+    row, ten, hour = grant(lease=timedelta(minutes=10)), timedelta(minutes=10), timedelta(hours=1)
+    kept = grants.keep(SYSTEM, row.pk, fence=1, lease=ten)
+    assert kept is not None
+    assert kept.expires_at == row.expires_at, "more than half of it is left"
+    kept = grants.keep(SYSTEM, row.pk, fence=1, lease=hour)
+    assert kept is not None
+    assert kept.expires_at > row.expires_at
+    assert verbs() == ["grant.open", "grant.renew"]
+    expire(row)
+    assert grants.keep(SYSTEM, row.pk, fence=1) is None, "it expired before anybody looked"
+    grants.revoke(SYSTEM, row.pk, reason="done")
+    for gone in (row.pk, uuid.uuid4(), None):
+        assert grants.keep(SYSTEM, gone, fence=1) is None
+
+
+def test_one_of_another_fence_is_not_kept(grant: Make) -> None:
+    row = grant(fence=2, lease=timedelta(minutes=10))
+    with pytest.raises(GrantTaken):
+        grants.keep(SYSTEM, row.pk, fence=1)
+    row.refresh_from_db()
+    assert row.expires_at < timezone.now() + timedelta(minutes=11)
+
+
+def test_all_of_a_holder_end_together(grant: Make) -> None:
+    mine, other = [grant(), grant(target=ELSEWHERE)], grant(target=SOURCE, holder=uuid.uuid4())
+    assert grants.revoke_held(SYSTEM, HOLDER, reason="the restore ended") == 2
+    assert set(UnwrapGrant.objects.filter(revoked_because="the restore ended")) == set(mine)
+    assert list(UnwrapGrant.objects.filter(revoked_at=None)) == [other]
+    assert grants.revoke_held(SYSTEM, HOLDER, reason="again") == 0
+    assert verbs().count("grant.revoke") == 2
+
+
 @pytest.mark.parametrize("lease", [timedelta(0), -HOUR, HOUR + timedelta(seconds=1)])
 def test_it_lasts_an_hour_at_most(grant: Make, lease: timedelta) -> None:
     with pytest.raises(Malformed, match="at most"):
