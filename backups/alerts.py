@@ -21,7 +21,6 @@ from django.utils import timezone
 
 from accounts.alerts import mail_staff
 from accounts.models import User
-from backups import shelves
 from backups.models import Alarm, Copy, Line, Policy, Proof, RegionStores, RestorePoint, ServerBackups, Shelf
 from backups.proofs.models import READ_FIRST
 from backups.restoring import reads
@@ -30,6 +29,7 @@ from notifications.links import public_url
 from notifications.models import Mail
 from notifications.services import queue_mail
 from security.errors import SecurityError
+from security.keyring.publish import database_time
 from tenants.models import Membership, Organisation, Server
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def observe() -> int:
             cursor.execute("select pg_try_advisory_xact_lock(%s)", [_LOCK])
             if not cursor.fetchone()[0]:
                 return Alarm.objects.count()
-        at = shelves.now()
+        at = database_time()
         for cause, find in _FINDERS.items():
             _write(cause, find(at))
     for cause in _FINDERS:

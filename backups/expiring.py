@@ -24,6 +24,7 @@ from backups.models import Proof, Restore, RestorePoint, Shelf
 from backups.policies import policy_of
 from provisioning.models import Operation
 from security.errors import SecurityError
+from security.keyring.publish import database_time
 from tenants.models import Server
 
 State = RestorePoint.State
@@ -44,7 +45,7 @@ class Turn:
 def turn(shelf: Shelf, *, dry_run: bool = False) -> Turn:
     """Do one turn. Raises `StoreError`, `SecurityError`; what was removed until then was unneeded."""
     with places.opened(shelf.store, shelf.server_id) as store:
-        at = shelves.now()
+        at = database_time()
         # What has expired by this moment goes.
         over = at - BEHIND if regions.is_second(shelf.server, shelf.store) else at
         if is_over(shelf.server, over):
@@ -53,7 +54,7 @@ def turn(shelf: Shelf, *, dry_run: bool = False) -> Turn:
         catalogue = Catalogue.read(store, *_whose(shelf.server), cache=cache)
         missing = expected - catalogue.points.keys()
         if not dry_run:
-            checking.look(shelf, catalogue, expected, at, shelves.now())
+            checking.look(shelf, catalogue, expected, at, database_time())
         if held := _held(shelf.server, missing):
             done = Turn(expired=None, held=held)
         else:
@@ -177,7 +178,7 @@ def _empty(store: Store, shelf: Shelf, over: datetime, *, dry_run: bool) -> Turn
             store.delete(found[begin : begin + AT_ONCE])
         with transaction.atomic():
             Shelf.objects.filter(pk=shelf.pk).update(
-                next_turn=None, turned=shelves.now(), removed=shelves.now(), objects_there=0, bytes_there=0,
+                next_turn=None, turned=database_time(), removed=database_time(), objects_there=0, bytes_there=0,
                 bytes_waiting=0, fault="", fault_since=None,
             )  # fmt: skip
             record(

@@ -10,7 +10,7 @@ import hashlib
 import uuid
 from datetime import datetime, timedelta
 
-from django.db import connection, transaction
+from django.db import transaction
 from django.utils import timezone
 
 from backups.engine.stores.base import StoreError
@@ -21,14 +21,6 @@ EVERY = timedelta(days=1)
 AGAIN = timedelta(hours=1)
 """After a look that failed or was cut off."""
 AT_ONCE = 200
-
-
-def now() -> datetime:
-    """Return the database's time: one clock decides what has expired, whichever worker asks."""
-    with connection.cursor() as cursor:
-        cursor.execute("select clock_timestamp()")
-        found: datetime = cursor.fetchone()[0]
-    return found
 
 
 def make_missing() -> int:

@@ -17,7 +17,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from audit.services import SYSTEM, record
-from backups import expiring, places, shelves
+from backups import expiring, places
 from backups.copying import leases
 from backups.copying.leases import Lease, LeaseLostError
 from backups.copying.models import Copy
@@ -28,6 +28,7 @@ from backups.engine.stores.base import StoreError
 from backups.models import RestorePoint, ServerBackups
 from backups.regions import stores_of
 from security.errors import SecurityError
+from security.keyring.publish import database_time
 
 SECONDS, MOST_BYTES = 30.0, 512 * 2**20
 """What a turn begins at most. What is left comes at its next one, after every other server that waits."""
@@ -61,7 +62,7 @@ class _Wrong:
 def run(lease: Lease) -> None:
     """Take the turn and write down how it went; the lease is given back. Raises nothing that a store may cause."""
     copy = lease.copy
-    if expiring.is_over(copy.server, shelves.now()):
+    if expiring.is_over(copy.server, database_time()):
         _write(lease, next_turn=None, lag_objects=0, lag_bytes=0, fault_code="", fault="", fault_since=None)
         return
     told = _known(copy)

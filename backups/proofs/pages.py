@@ -37,11 +37,6 @@ class Shown:
     tone: str
     text: str
 
-    @property
-    def lasted(self) -> float | None:
-        """Seconds; None while it runs."""
-        return (self.proof.ended - self.proof.begun).total_seconds() if self.proof.ended else None
-
 
 def proofs(server: Server, page: str | None) -> Page[Proof]:
     """Return a server's proofs, newest first; daily listings are left out, unless they found something."""

@@ -23,7 +23,7 @@ from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
 from audit.services import SYSTEM
-from backups import checking, places, shelves, wiring
+from backups import checking, places, wiring
 from backups.engine import fullread, verify
 from backups.engine.catalogue import Catalogue
 from backups.engine.objects import Vault
@@ -38,6 +38,7 @@ from backups.regions import is_first
 from provisioning import engine
 from security.datakeys import grants, services
 from security.datakeys.errors import GrantEnded, GrantTaken, NotFound, TooMany
+from security.keyring.publish import database_time
 from security.models import UnwrapGrant
 from security.secret import Key
 from security.streams import DataKey
@@ -158,7 +159,7 @@ def _look(context: Context, catalogue: Catalogue) -> verify.Report:
     Nothing in a store could tell that its newest part is gone.
     """
     server, store = context.server, context.store
-    window, first = shelves.now() - timedelta(days=policy_of(server).window_days), is_first(server, store)
+    window, first = database_time() - timedelta(days=policy_of(server).window_days), is_first(server, store)
     # The newest moment of a line may be an hour older than its end: where that left the window, it may have expired.
     since = window + timedelta(days=1)
     rows = Line.objects.filter(server=server, moments__gt=0, until__gt=since) if first else ()

@@ -17,7 +17,6 @@ class Restore(models.Model):
     class Mode(models.TextChoices):
         SWITCH = "switch", "Replace the server"
         BESIDE = "beside", "Look into a copy beside it"
-        PROOF = "proof", "Recovery test"
 
     class Holds(models.TextChoices):
         UNFINISHED = "", "What was fetched so far"

@@ -17,6 +17,7 @@ from backups import expiring, shelves, tasks
 from backups.engine import names
 from backups.models import Policy, Proof, Restore, RestorePoint, ServerBackups, Shelf
 from provisioning.models import Operation
+from security.keyring.publish import database_time
 from tenants.models import Server
 from tests.backups.control.looks import Kept
 
@@ -34,7 +35,7 @@ def kept(server: Server, tmp_path: Path) -> Kept:
 def later(monkeypatch: pytest.MonkeyPatch, **time: float) -> datetime:
     """Let the database's clock be ahead."""
     at = timezone.now() + timedelta(**time)
-    monkeypatch.setattr(shelves, "now", lambda: at)
+    monkeypatch.setattr(expiring, "database_time", lambda: at)
     return at
 
 
@@ -158,7 +159,7 @@ def test_a_deleted_servers_backups_go_when_the_final_one_has_outlived_it(
     assert kept.names()
     RestorePoint.objects.update(keep_until=timezone.now() + 40 * DAY, state="whole")
     later(monkeypatch, days=31)
-    assert not expiring.is_over(Server.objects.get(), shelves.now()), "something was promised for longer"
+    assert not expiring.is_over(Server.objects.get(), database_time()), "something was promised for longer"
     RestorePoint.objects.update(keep_until=timezone.now())
     later(monkeypatch, days=41)
     expiring.run(kept.shelf.pk)

@@ -195,7 +195,7 @@ def test_a_deleted_servers_last_backup_is_copied_and_then_nothing(
     assert (copy.complete, copy.next_turn) == (True, None)
     assert names_in(second, kept.server) == kept.names()
     at = timezone.now() + timedelta(days=90)
-    monkeypatch.setattr(shelves, "now", lambda: at)
+    monkeypatch.setattr(turns, "database_time", lambda: at)
     with places.opened(second, kept.server.pk) as store:
         store.delete(names_in(second, kept.server))
     assert turn().next_turn is None
