@@ -12,6 +12,7 @@
     media/<run>/known                       with an index of all: which contents are stored where, for the engine alone
     media/<run>/<number>                    the contents of media files, many small ones in one object
     expiry/<id>                             what expiry found unneeded, and removes a day later
+    exports/<export>/<attempt>.tar          what an owner asked for in open formats: no backup needs it, none names it
 
 A **line** is an uninterrupted history of one database: what one replication slot has given without a gap. Its ids,
 those of points, moments and runs begin with their UTC time, so a listing is in order of time.
@@ -26,6 +27,7 @@ from datetime import UTC, datetime
 POINTS = "points/"
 PARTS = "points-of/"
 EXPIRY = "expiry/"
+EXPORTS = "exports/"
 LINES = "lines/"
 MEDIA = "media/"
 MEDIA_RUNS = "media-runs/"
@@ -91,6 +93,11 @@ def media_index(run: str) -> str:
 
 def media(run: str, number: int) -> str:
     return f"{MEDIA}{run}/{number:06d}"
+
+
+def exports(identity: str) -> str:
+    """Return below which all archives of one export lie: each attempt writes its own."""
+    return f"{EXPORTS}{identity}/"
 
 
 def is_contents(name: str) -> bool:

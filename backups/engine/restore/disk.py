@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
@@ -121,6 +122,36 @@ def _free(path: Path) -> int:
         place = place.parent
     found = os.statvfs(place)
     return found.f_bavail * found.f_frsize
+
+
+def same(one: Path, other: Path) -> bool:
+    """Return whether two paths, which need not be there yet, are on one file system."""
+    places = []
+    for place in (one, other):
+        found = place
+        while not found.exists():
+            found = found.parent
+        places.append(found.stat().st_dev)
+    return places[0] == places[1]
+
+
+def going(place: Path) -> Path:
+    """Return where a folder lies while `remove` removes it."""
+    return place.with_name(f"{place.name}.going")
+
+
+def remove(place: Path) -> None:
+    """Remove a folder so that a call that is killed meanwhile leaves nothing that could be taken for whole."""
+    place.rename(going(place))
+    shutil.rmtree(going(place))
+
+
+def wipe(place: Path) -> None:
+    """Remove a file, or a folder with all that is in it."""
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink()
 
 
 def new_sockets(tools: Tools) -> Path:

@@ -16,6 +16,7 @@ from typing import Any
 
 from backups.engine import memory
 from backups.engine.build import Hearth, open_store
+from backups.engine.objects import KeyService
 from backups.engine.progress import Progress
 from backups.engine.restore.again import settle_again
 from backups.engine.restore.command import Restore
@@ -47,7 +48,8 @@ def export(path: Path) -> int:
     progress = Progress()
     try:
         wanted = load_export(path)
-        return run_export(wanted, under_grant(wanted.request), progress)
+        ask, hearth = under_grant(wanted.request), wanted.request.hearth
+        return run_export(wanted, ask, progress, Hearth(hearth) if hearth else None)
     except RestoreError as error:
         return _failed(progress, error)
 
@@ -69,12 +71,13 @@ def run(request: Request, ask: Ask, progress: Progress) -> int:
     )
 
 
-def run_export(wanted: Export, ask: Ask, progress: Progress) -> int:
-    """Export, as `run` restores."""
+def run_export(wanted: Export, ask: Ask, progress: Progress, keys: KeyService | None = None) -> int:
+    """Export, as `run` restores. `keys` gives the key of an archive."""
+    memory.keep_little()
     stop = _stopped_by_signals()
     return _told(
         progress,
-        lambda: Exporter(wanted, open_store(wanted.request), OpenKeys(ask, stop), progress, stop).run(),
+        lambda: Exporter(wanted, open_store(wanted.request), OpenKeys(ask, stop), progress, stop, keys=keys).run(),
     )
 
 

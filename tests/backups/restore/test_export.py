@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import subprocess
+import tarfile
 import threading
+import uuid
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from backups.engine.objects import KeyService, Vault
 from backups.engine.progress import Progress
 from backups.engine.restore.errors import RestoreError
 from backups.engine.restore.export import Export, Exporter
 from backups.engine.restore.keys import OpenKeys
 from provisioning.matrix import Homeserver as Client
 from tests.backups.clusters import Cluster, run
+from tests.backups.keys import MemoryKeys
 from tests.backups.restore.synapse import Backed, Person, agent, backed
 
 __all__ = ["agent", "backed"]
@@ -66,8 +71,8 @@ def test_exports_need_nothing_of_hearth(backed: Backed) -> None:
     backed.stop()
 
     whole = _exported(backed, "whole", what="everything")
-    users = _exported(backed, "users", what="table", table="users")
-    events = _exported(backed, "events", what="table", table="event_json", format="jsonl")
+    users = _exported(backed, "users", what="tables", tables=("users",))
+    events = _exported(backed, "events", what="tables", tables=("event_json", "rooms"), format="jsonl")
     sent = _exported(backed, "sent", what="room", room=room)
 
     assert sorted(_contents(whole).values()) == [b"picture one", b"picture two"]
@@ -79,10 +84,69 @@ def test_exports_need_nothing_of_hearth(backed: Backed) -> None:
     texts = [json.loads(json.loads(line)["json"])["content"].get("body") for line in lines]
     assert 'hello \\ "there"' in texts
     assert _contents(sent) == {"_Ein Bild.png": b"picture one"}
+    _put_back(whole, backed.folder / "store")
+    assert _archived(backed) == _relative(whole)
     _loads(backed, gzip.decompress((whole / "database.sql.gz").read_bytes()))
 
     with pytest.raises(RestoreError, match="no table"):
-        _exported(backed, "none", what="table", table="users; DROP TABLE users")
+        _exported(backed, "none", what="tables", tables=("users; DROP TABLE users",))
+
+
+def _archived(backed: Backed) -> set[str]:
+    """Everything as one sealed object, by a call that goes on where one was killed; return its files' names."""
+    request = backed.request("sealed", signing_key_id=backed.key_id, tools=backed.tools)
+    into = backed.folder / "sealed" / "export"
+    stop = threading.Event()
+    wanted = Export(request=request, into=str(into), what="everything", archive=str(uuid.uuid4()))
+    said = Progress(backed.said_by_restore)
+
+    def exporter(keys: KeyService) -> Exporter:
+        return Exporter(wanted, backed.store, OpenKeys(backed.keys.open, stop), said, stop, keys=keys)
+
+    away = MemoryKeys()
+    away.away = True
+    with pytest.raises(RestoreError, match="no key for the archive") as refused:
+        exporter(away).run()
+    assert refused.value.retry
+    assert into.exists()
+    own = MemoryKeys()
+    found = exporter(own).run()
+    assert not any(Path(place).exists() for place in (request.data, request.work, wanted.into))
+
+    assert own.purposes == [("backup.export", found["object"])]
+    assert backed.store.head(found["object"]).size == found["stored"]
+    vault = Vault(store=backed.store, organisation=request.organisation, server=request.server)
+    plain = b"".join(bytes(piece) for piece in vault.get(found["object"], lambda one: own.made[one], ""))
+    assert len(plain) == found["plain"]
+    with tarfile.open(fileobj=io.BytesIO(plain)) as archive:
+        tops, names = zip(*(name.split("/", 1) for name in archive.getnames()), strict=True)
+        top = archive.extractfile(f"{tops[0]}/media.csv")
+        assert top is not None
+        assert len(top.read().splitlines()) == 3
+    assert len(set(tops)) == 1
+    return set(names)
+
+
+def _relative(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def _put_back(export: Path, store: Path) -> None:
+    """The program that comes along puts files to where Synapse looks for them, and finds one that was changed."""
+    command = ["/usr/bin/env", "python3", "-I", str(export / "decoder" / "put_media_back.py"), str(export), str(store)]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == 0
+    with (export / "media.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        one = row["media_id"]
+        there = store / "local_content" / one[:2] / one[2:4] / one[4:]
+        assert there.read_bytes() == (export / row["file"]).read_bytes()
+    first = export / rows[0]["file"]
+    before = first.read_bytes()
+    first.write_bytes(b"something else")
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (done.returncode, rows[0]["file"] in done.stderr) == (1, True)
+    first.write_bytes(before)
 
 
 def _contents(folder: Path) -> dict[str, bytes]:

@@ -17,7 +17,7 @@ from security.xchacha import hchacha20
 from tests.security.streams.samples import ALICE, BOTH, KEY, SIZES, by_iterator, plaintext, stream
 
 ROOT = Path(__file__).resolve().parents[3]
-DECODER = ROOT / "tests" / "security" / "decoder" / "decode.mjs"
+DECODER = ROOT / "backups" / "engine" / "restore" / "decoder" / "decode.mjs"
 PAGE = (ROOT / "docs" / "backup-format.md").read_text(encoding="utf-8")
 EXAMPLES = {Cipher.XCHACHA20_POLY1305: "xchacha20-poly1305", Cipher.AES_256_GCM: "aes-256-gcm"}
 HELLO = b"Hello, Hearth!\n"
