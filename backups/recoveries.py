@@ -41,10 +41,19 @@ def settle(since: Mapping[str, Any] | None, *, older: bool = False) -> dict[str,
     """
     if since is None:
         return {"sessions": "all"}
+    if "from" in since:  # who brings it back asks the living server itself
+        return {"sessions": "keep", "since": dict(since), "older": older}
     if not older:
         return {"sessions": "keep", "since": dict(since)}
     known = {part: value for part, value in since.items() if part not in ("locked", "admins")}
     return {"sessions": "keep", "since": known, "lock": list(since.get("locked") or ())}
+
+
+def streams_alone(since: Mapping[str, Any]) -> dict[str, Any]:
+    """Return of what a server's database says, or where it is to be asked, how far its streams are and nothing else."""
+    if "from" in since:
+        return {"from": since["from"], "streams_alone": True}
+    return {"sequences": since.get("sequences", {})}
 
 
 @sensitive_variables()

@@ -225,7 +225,7 @@ def _since(context: Context, row: Restore) -> Any:
     made = done.filter(kind=Kind.CREATE, created__gt=row.moment).order_by("-created").first()
     if found is None or made is None or done.filter(kind__in=BROUGHT_BACK, created__gt=made.created).exists():
         return found
-    return {"sequences": found.get("sequences", {})}
+    return recoveries.streams_alone(found)
 
 
 @sensitive_variables()

@@ -45,6 +45,16 @@ def test_the_engine_starts_from_these_files_and_packages_alone(tmp_path: Path) -
     assert "django" not in found["modules"]
 
 
+def test_whatever_lies_in_the_engines_folder_is_in_its_image() -> None:
+    engine = context.ROOT / "backups/engine"
+    files = {
+        path.relative_to(context.ROOT)
+        for path in engine.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert files - set(context.sources()) == {Path("backups/engine/image/Containerfile")}
+
+
 def test_every_package_comes_by_its_hashes() -> None:
     lines = list(context.requirements(context.PACKAGES))
     assert len(lines) == len(context.PACKAGES)

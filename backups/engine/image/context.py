@@ -29,13 +29,15 @@ ALONE = (
     Path("provisioning/providers/local/processes.py"),
 )
 """What of Hearth it needs beside its own folder and what keeps secrets."""
+KINDS = {".py", ".sql", ".md", ".mjs"}
+"""Files of the engine that it needs: programs, what a restore settles by, and what goes into an export."""
 SECURE = (".", "streams", "transport", "datakeys")
 """Folders of `security`; of each what runs without Django is used."""
 
 
 def sources() -> dict[Path, Path]:
     """Return the engine's files: where they lie in the image, and in the repository."""
-    engine = sorted(path.relative_to(ROOT) for path in (ROOT / ENGINE).rglob("*.py"))
+    engine = sorted(path.relative_to(ROOT) for path in (ROOT / ENGINE).rglob("*") if path.suffix in KINDS)
     found = {path: path for path in (*ALONE, *engine)}
     for part in SECURE:
         for path in sorted((ROOT / SECURITY / part).glob("*.py")):

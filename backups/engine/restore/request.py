@@ -21,11 +21,28 @@ Device = tuple[str, str]
 """User id and device id."""
 
 
+class Living(Part, frozen=True, kw_only=True):
+    """Where the living server's database is, to be asked right before: `backups.engine.restore.living`."""
+
+    host: str
+    port: int = 5432
+    user: str = "synapse"
+    password: str
+    database: str = "synapse"
+    query: str
+    """Gives one row with one column of JSON: a `Since`."""
+
+
 class Since(Part, frozen=True, kw_only=True):
     """What the living server says of now; it is applied to what is restored. None: nobody could be asked.
 
     `provisioning/providers/since.sql` asks for just this.
     """
+
+    origin: Living | None = msgspec.field(default=None, name="from")
+    """Who is asked for all the rest."""
+    streams_alone: bool = False
+    """Of what it says only the sequences count: a database that was made anew since then knows nobody."""
 
     locked: tuple[User, ...] | None = None
     """All accounts that are locked."""
@@ -50,6 +67,9 @@ class Settle(Part, frozen=True, kw_only=True):
     lock: tuple[User, ...] = ()
     """Accounts to lock beside those of `since`."""
     deactivate: tuple[User, ...] = ()
+    older: bool = False
+    """Whoever is asked by `since.from` was itself brought back to a moment before these data, so it lacks accounts that
+    they have: it locks more of them, and unlocks none and takes no rights away."""
     passwords: dict[str, str] = {}
     """New passwords of database roles: what was restored has those of that moment."""
 

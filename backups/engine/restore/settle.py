@@ -12,9 +12,9 @@ start where it is ahead of its sequence. (Synapse's storage/util/id_generators.p
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import psycopg
 from psycopg import Cursor, sql
 
 from backups.engine.restore.errors import RestoreError
+from backups.engine.restore.living import asked
 from backups.engine.restore.replay import Server
 from backups.engine.restore.request import Request, Settle
 
@@ -64,11 +65,14 @@ class Settled:
     locked: int
     deactivated: int
     one_time_keys: int
+    asked: bool | None = None
+    """Whether the living server's database could be asked; None where nobody was to ask it."""
 
     @property
     def told(self) -> dict[str, Any]:
         """It as evidence."""
         return {
+            **({} if self.asked is None else {"asked": self.asked}),
             "sequences": self.moved,
             "ended_sessions": self.ended_sessions,
             "locked": self.locked,
@@ -111,12 +115,14 @@ def settle(
 ) -> Settled:
     """Do all of it in one transaction. `before` is what `sequences` gave before the first call; again is right.
 
-    Raises `RestoreError` (`SettleFailed`), and nothing was changed then.
+    Where `wanted` says whom to ask of now, that is asked first. Raises `RestoreError` (`SettleFailed`), and nothing was
+    changed then.
     """
+    wanted, answered = asked(wanted)
     try:
         with connection.transaction(), connection.cursor() as cursor:
             if not _is_synapse(cursor):
-                return Settled({}, 0, 0, 0, 0)
+                return Settled({}, 0, 0, 0, 0, answered)
             _fill(cursor, wanted)
             counts = _count(cursor)
             moved = _move(cursor, wanted, before, margin(moment, now))
@@ -137,7 +143,27 @@ def settle(
         locked=after["locked"],
         deactivated=after["deactivated"] - counts["deactivated"],
         one_time_keys=counts["keys"],
+        asked=answered,
     )
+
+
+def settle_at(address: Mapping[str, Any], wanted: Settle, moment: datetime | None = None) -> dict[str, Any]:
+    """Settle a database that runs, over the network, as the owner of its tables; return what was done, as evidence.
+
+    `address` is what `psycopg.connect` takes. Again is right: the sequences go on from where they are. `moment`: of
+    when the data are, where the living server's own numbers can't be relied on. Raises `RestoreError`.
+    """
+    now = datetime.now(UTC)
+    try:
+        with psycopg.connect(**{**address, "autocommit": True}) as connection:
+            return settle(connection, wanted, before=sequences(connection), moment=moment or now, now=now).told
+    except psycopg.OperationalError as error:
+        raise RestoreError(
+            f"The restored database does not take connections: {str(error).strip()} Nothing that ran before was "
+            "touched.",
+            code="SettleFailed",
+            retry=True,
+        ) from None
 
 
 def margin(moment: datetime, now: datetime) -> int:

@@ -10,8 +10,9 @@ import httpx
 import msgspec
 import pytest
 
+from backups.engine.restore import living
 from backups.engine.restore.errors import RestoreError
-from backups.engine.restore.request import Since
+from backups.engine.restore.request import Living, Settle, Since
 from provisioning.matrix import Homeserver as Client
 from provisioning.matrix import MatrixError
 from tests.backups.restore.synapse import SINCE, Backed, Person, agent, backed
@@ -21,7 +22,7 @@ __all__ = ["agent", "backed"]
 pytestmark = pytest.mark.xdist_group("restored-synapse")
 
 
-def test_clients_go_on_after_a_server_went_back_in_time(backed: Backed) -> None:
+def test_clients_go_on_after_a_server_went_back_in_time(backed: Backed, monkeypatch: pytest.MonkeyPatch) -> None:
     spec, url = backed.homeserver.spec, backed.homeserver.seen().homeserver_url
     secrets = spec.secrets
     with Client(url, spec.server_name) as client:
@@ -49,6 +50,7 @@ def test_clients_go_on_after_a_server_went_back_in_time(backed: Backed) -> None:
         backed.covered()
         backed.stop()
         since = msgspec.json.decode(backed.cluster.psql(SINCE), type=Since)
+        _asks_for_itself(backed, since, monkeypatch)
         found = backed.back_to(moment, since=since)
         assert found["settled"]["one_time_keys"] == 2
         assert found["settled"]["deactivated"] == 1
@@ -68,6 +70,25 @@ def test_clients_go_on_after_a_server_went_back_in_time(backed: Backed) -> None:
             assert gone.refusal() == errcode
         _has_left(client, secrets, dora, alice, room)
         assert _download(url, media["content_uri"], alice.token) == {"a": 1}
+
+
+def _asks_for_itself(backed: Backed, since: Since, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Hearth only says where the living database is, a restore hears the same of it."""
+    secret = backed.cluster.unit.superuser_password
+    there = Living(host=str(backed.cluster.folder), user="postgres", password=secret, query=SINCE.read_text())
+    wanted = Settle(since=Since(origin=there))
+    with monkeypatch.context() as patched:
+        patched.setattr(living, "PATIENCE", 0.0)
+        assert living.asked(wanted) == (Settle(sessions="all"), False), "nothing is believed that no TLS proves"
+        patched.setattr(
+            living, "TRUSTED", {}
+        )  # this PostgreSQL is built without TLS; the one of `make e2e-node` has it
+        assert living.asked(wanted) == (Settle(since=since), True)
+        older, _ = living.asked(msgspec.structs.replace(wanted, older=True))
+        known = msgspec.structs.replace(since, locked=None, admins=None)
+        assert (older.since, older.lock) == (known, since.locked)
+        alone = Settle(since=Since(origin=there, streams_alone=True))
+        assert living.asked(alone) == (Settle(since=Since(sequences=since.sequences)), True)
 
 
 def _a_room(client: Client, secrets: Mapping[str, str]) -> tuple[str, list[Person], str]:
