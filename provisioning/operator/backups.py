@@ -21,7 +21,7 @@ from provisioning.operator.kube.client import Client
 from provisioning.operator.kube.errors import ApiError
 from provisioning.operator.notices import Notices
 from provisioning.operator.observed import AGENT, NO_FINAL, Final, Observed, Told
-from provisioning.operator.probe import LIMIT, small
+from provisioning.operator.probe import small, wary
 from provisioning.operator.store import Store
 
 log = logging.getLogger(__name__)
@@ -41,12 +41,7 @@ class Agents:
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=64, force_close=True),
-            timeout=aiohttp.ClientTimeout(total=LIMIT),
-            headers={"Accept-Encoding": "identity"},
-            auto_decompress=False,
-        )
+        self._session = wary(aiohttp.TCPConnector(limit=64, force_close=True))
 
     async def close(self) -> None:
         """Close the connections."""

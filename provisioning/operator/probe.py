@@ -26,21 +26,12 @@ class NotAnswering(Exception):
 
 
 class Prober:
-    """Asks homeservers. `address` has `{namespace}` where the server's namespace belongs.
-
-    A homeserver that somebody has broken into may answer anything: neither without end, nor packed so that little
-    becomes much, nor with another address to ask instead.
-    """
+    """Asks homeservers. `address` has `{namespace}` where the server's namespace belongs."""
 
     def __init__(self, address: str, *, at_once: int = 32) -> None:
         self._address = address
         self._places = asyncio.Semaphore(at_once)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT),
-            timeout=aiohttp.ClientTimeout(total=LIMIT),
-            headers={"Accept-Encoding": "identity"},
-            auto_decompress=False,
-        )
+        self._session = wary(aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT))
 
     async def close(self) -> None:
         """Close the connections."""
@@ -92,6 +83,20 @@ class Prober:
 
 def _object(found: Any) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
+
+
+def wary(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+    """Return a session for questions to a server that somebody may have broken into; it may answer anything.
+
+    No answer comes without end (read it with `small`) or packed so that little becomes much. That it names another
+    address to ask instead is for each question to refuse: `allow_redirects=False`.
+    """
+    return aiohttp.ClientSession(
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(total=LIMIT),
+        headers={"Accept-Encoding": "identity"},
+        auto_decompress=False,
+    )
 
 
 async def small(response: aiohttp.ClientResponse) -> bytes:
