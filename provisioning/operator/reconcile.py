@@ -72,6 +72,8 @@ class Memory:
     made_at: float = 0.0
     """When all its parts had been written once."""
     generation: int = 0
+    begun: int = 0
+    """The last generation that something was written for, or nothing had to be."""
 
 
 class Outcome(Exception):
@@ -129,7 +131,7 @@ class Reconciler:
         if planning.must_count(server["spec"], before):
             before = replace(before, pods=await self._count(namespace))
         plan = self._plan(server, before)
-        found, faults, fault = await self._attempt(server, plan)
+        found, faults, fault = await self._attempt(server, plan, memory)
         if any(self._defined(each) for each in found.unsure):
             raise Outcome("it is not known yet whether the server's data is there", longest=2)
         uncounted = faults and {each.reason for each in faults.values()} == {"QuotaExceeded"}
@@ -154,11 +156,11 @@ class Reconciler:
         return seen, now
 
     async def _attempt(
-        self, server: dict[str, Any], plan: planning.Plan
+        self, server: dict[str, Any], plan: planning.Plan, memory: Memory
     ) -> tuple[Differences, Mapping[Place, Fault], Fault | None]:
         """Write what differs; return it with what was refused, of single children and of the whole."""
         try:
-            return *await self._write(server, plan), None
+            return *await self._write(server, plan, memory), None
         except RenderError as error:
             return Differences((), (), ()), {}, of_render_error(error)
         except RenderUnavailableError as error:
@@ -179,7 +181,9 @@ class Reconciler:
         generation = int(server["metadata"].get("generation") or 0)
         return planning.make(server["spec"], generation, server.get("status") or {}, seen)
 
-    async def _write(self, server: dict[str, Any], plan: planning.Plan) -> tuple[Differences, Mapping[Place, Fault]]:
+    async def _write(
+        self, server: dict[str, Any], plan: planning.Plan, memory: Memory
+    ) -> tuple[Differences, Mapping[Place, Fault]]:
         metadata = server["metadata"]
         namespace = metadata["namespace"]
         owner = Owner(namespace, metadata["name"], metadata["uid"])
@@ -196,7 +200,9 @@ class Reconciler:
             )
             faults = missing(found.lost) | unseen(each for each in found.unsure if not self._defined(each))
             if found:
-                faults |= await self._writer.carry_out(server, owner, found, rendered)
+                urgent = memory.begun != memory.generation
+                faults |= await self._writer.carry_out(server, owner, found, rendered, urgent=urgent)
+            memory.begun = memory.generation
             if not faults and not found.unsure:
                 rendered.settle()
             return found, faults

@@ -56,14 +56,17 @@ class Writer:
         self._quarrels: dict[tuple[str, Place], Quarrel] = {}
 
     async def carry_out(
-        self, server: Mapping[str, Any], owner: Owner, found: Differences, rendered: Rendered
+        self, server: Mapping[str, Any], owner: Owner, found: Differences, rendered: Rendered, *, urgent: bool = False
     ) -> dict[Place, Fault]:
-        """Write; return what the API server refused. Raise `ApiError` when it does not answer or lets nobody write."""
+        """Write; return what the API server refused. Raise `ApiError` when it does not answer or lets nobody write.
+
+        With `urgent` the first write goes before those of others: what somebody waits for begins, whoever else waits.
+        """
         faults: dict[Place, Fault] = {}
         writes = [each for each in found.writes if not self._truce(owner.namespace, each, faults)]
         await rendered.prepare(writes)
-        for wave in _waves(writes):
-            await self._wave(server, owner, wave, rendered, faults)
+        for number, wave in enumerate(_waves(writes)):
+            await self._wave(server, owner, wave, rendered, faults, urgent=urgent and not number)
         for place in found.surplus:
             await self._prune(owner, place)
         return faults
@@ -75,16 +78,18 @@ class Writer:
         wave: list[Write],
         rendered: Rendered,
         faults: dict[Place, Fault],
+        *,
+        urgent: bool,
     ) -> None:
-        queue = iter(wave)
+        queue = iter(enumerate(wave))
         stop: list[ApiError] = []
 
         async def one_after_the_other() -> None:
-            for write in queue:
+            for number, write in queue:
                 if stop:
                     return
                 try:
-                    if fault := await self._apply(server, owner, write, rendered):
+                    if fault := await self._apply(server, owner, write, rendered, urgent=urgent and not number):
                         faults[write.place] = fault
                 except ApiError as error:
                     stop.append(error)
@@ -95,12 +100,14 @@ class Writer:
         if stop:
             raise stop[0]
 
-    async def _apply(self, server: Mapping[str, Any], owner: Owner, write: Write, rendered: Rendered) -> Fault | None:
+    async def _apply(
+        self, server: Mapping[str, Any], owner: Owner, write: Write, rendered: Rendered, *, urgent: bool
+    ) -> Fault | None:
         kind = KINDS[write.place.kind]
         self._check()
         try:
             found = rendered.body(write)
-            answer = await self._client.apply(kind, owner.namespace, write.place.name, found)
+            answer = await self._client.apply(kind, owner.namespace, write.place.name, found, urgent=urgent)
             if not kind.shared and additions(answer["metadata"]):
                 await self._claim(owner, write.place, answer["metadata"])
                 answer = await self._client.apply(kind, owner.namespace, write.place.name, found)

@@ -96,7 +96,7 @@ def test_a_change_is_not_tried_again_once_the_lease_has_run_out(
 def test_a_change_that_waits_its_turn_is_not_begun_once_the_lease_has_run_out(address: str) -> None:
     async def run() -> None:
         async with Client(Access(Plain(address)), in_flight=1) as client:
-            async with client._places:
+            async with client._places.take():
                 waiting = asyncio.ensure_future(_child(client))
                 await asyncio.sleep(0)
                 client.may_write = lambda: False

@@ -16,6 +16,7 @@ import orjson
 from provisioning.operator.kube.access import Access
 from provisioning.operator.kube.errors import ApiError, NotLeaderError, from_answer, unanswered
 from provisioning.operator.kube.kinds import Kind
+from provisioning.operator.kube.places import Places
 
 MANAGER = "hearth-operator"
 METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
@@ -44,11 +45,11 @@ def _connected(address: Any) -> socket.socket:
 
 
 class Client:
-    """One connection pool to one API server. At most `in_flight` ordinary requests at once, first come first served."""
+    """One connection pool to one API server. At most `in_flight` ordinary requests at once, the urgent ones first."""
 
     def __init__(self, access: Access, *, in_flight: int = 16) -> None:
         self._access = access
-        self._places = asyncio.Semaphore(in_flight)
+        self._places = Places(in_flight)
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60, socket_factory=_connected)
         self._session = aiohttp.ClientSession(connector=connector, auto_decompress=True)
         self.sent: Counter[str] = Counter()
@@ -63,12 +64,22 @@ class Client:
         await self._session.close()
 
     async def apply(
-        self, kind: Kind, namespace: str, name: str, body: bytes, *, subresource: str = "", accept: str = METADATA
+        self,
+        kind: Kind,
+        namespace: str,
+        name: str,
+        body: bytes,
+        *,
+        subresource: str = "",
+        accept: str = METADATA,
+        urgent: bool = False,
     ) -> dict[str, Any]:
         """Apply on the server (JSON is YAML), taking fields from whoever else set them; return what is there now."""
         path = kind.path(namespace, name, subresource)
         options = {"fieldManager": MANAGER, "force": "true", "fieldValidation": "Strict"}
-        return await self._json("patch", "PATCH", path, params=options, body=body, content=APPLY, accept=accept)
+        return await self._json(
+            "patch", "PATCH", path, urgent=urgent, params=options, body=body, content=APPLY, accept=accept
+        )
 
     async def merge(self, kind: Kind, namespace: str, name: str, change: Any) -> dict[str, Any]:
         """Patch by JSON merge."""
@@ -173,10 +184,10 @@ class Client:
         found = orjson.loads(body)
         return found if isinstance(found, dict) else {}
 
-    async def _patiently(self, verb: str, method: str, path: str, **options: Any) -> bytes:
+    async def _patiently(self, verb: str, method: str, path: str, *, urgent: bool = False, **options: Any) -> bytes:
         for attempt in range(1, TRIES + 1):
             try:
-                async with self._places, asyncio.timeout(TIMEOUT):
+                async with self._places.take(urgent=urgent), asyncio.timeout(TIMEOUT):
                     if method in {"PATCH", "DELETE"} and not self.may_write():
                         raise NotLeaderError
                     return await self._send(verb, method, path, **options)
