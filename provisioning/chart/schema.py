@@ -43,12 +43,8 @@ SERVER = {
             "type": "object",
             "description": "How far the operator is with spec.recovery.",
             "additionalProperties": False,
-            "required": ["settles", "copies", "rests"],
+            "required": ["copies", "rests"],
             "properties": {
-                "settles": {
-                    "type": "boolean",
-                    "description": "Whether only `settle` is applied to the database there is.",
-                },
                 "copies": {
                     "type": "boolean",
                     "description": "Whether the database may be copied from the temporary one.",

@@ -1,8 +1,8 @@
-{{/* Alerts of one server. A suspended one is expected to be silent. */}}
+{{/* Alerts of one server. One that serves nobody is expected to be silent. */}}
 {{- define "monitoring.rules" -}}
 {{- $here := printf "namespace=%q" .Values.server.namespace -}}
 {{- $labels := printf "{hearth_server: %s, severity: " .Values.server.namespace -}}
-{{- if not .hearth.suspended }}
+{{- if not .hearth.idle }}
 - alert: MatrixServerDown
   expr: absent(up{ {{- $here }},job="synapse-main"} == 1)
   for: 2m
@@ -68,7 +68,7 @@
   labels: {{ $labels }}critical}
   annotations: {summary: "Volume {{ "{{ $labels.persistentvolumeclaim }}" }} of {{ .Values.spec.serverName }} is nearly full", description: When it is full the server stops. Raise its size.}
 {{- end }}
-{{- if .Values.spec.routing.certificate }}
+{{- if and .hearth.routed .Values.spec.routing.certificate }}
 - alert: MatrixCertificateExpires
   expr: certmanager_certificate_expiration_timestamp_seconds{ {{- $here }},name="synapse"} - time() < 7 * 86400
   for: 1h

@@ -4,14 +4,22 @@
   share     memory of one share in Mi, and milli CPU; the main process has two where there are workers
   mediaOn   the group that serves media
   host      the server name without a port
+  idle      whether nobody is served: suspended, closed, or being brought back
   stopped   whether no process of Synapse may run
+  routed    whether anybody outside may reach it
   front     whether synapse-front is needed, and why: wellKnown, suspended
+  database  whether there is a database cluster to be made: not before there is one to copy
 */}}
 {{- define "hearth.setup" -}}
 {{- if not (hasKey $ "hearth") -}}
 {{- $spec := .Values.spec -}}
 {{- $workers := $spec.workers -}}
 {{- $suspended := hasKey $spec "suspended" -}}
+{{- $idle := or $suspended ($spec.closed | default false) (hasKey $spec "recovery") -}}
+{{- $routed := not $spec.routing.unrouted -}}
+{{- $restores := false -}}
+{{- with $spec.recovery -}}{{- $restores = not .settle -}}{{- end -}}
+{{- $progress := .Values.server.recovery | default (dict "copies" false "rests" false) -}}
 {{- $groups := list -}}
 {{- with $workers.generic -}}
 {{- $groups = append $groups (dict "name" "generic" "kind" "Deployment" "count" (int .min) "max" (int .max) "resources" (list "client" "federation") "routes" "generic") -}}
@@ -41,7 +49,7 @@
 {{- fail (printf "%d processes do not fit into %s: each needs 384Mi and the main process twice that. Nothing was made. Take fewer workers or a larger size." $processes $spec.size.memory) -}}
 {{- end -}}
 {{- $host := first (splitList ":" $spec.serverName) -}}
-{{- $wellKnown := and $spec.routing.wellKnown (ne $host $spec.publicHost) (or $spec.routing.ingress $spec.routing.gateway) | not | not -}}
+{{- $wellKnown := and $spec.routing.wellKnown (ne $host $spec.publicHost) (or $spec.routing.ingress $spec.routing.gateway) $routed | not | not -}}
 {{- $main := dict "name" "main" "kind" "StatefulSet" "count" 1 "max" 1 "shares" (ternary 2 1 (gt (len $groups) 0)) -}}
 {{- $_ := set $ "hearth" (dict
   "groups" (prepend $groups $main)
@@ -50,10 +58,15 @@
   "shareCPU" (div (mul (int $spec.size.cpu) 1000) $processes)
   "mediaOn" (ternary "media" "main" (gt (int $workers.mediaRepositories) 0))
   "suspended" $suspended
-  "stopped" (or $suspended (.Values.server.stopped | default false))
+  "idle" $idle
+  "stopped" (or $idle (.Values.server.stopped | default false))
+  "routed" $routed
+  "restores" $restores
+  "rests" $progress.rests
+  "database" (or (not $restores) $progress.copies)
   "host" $host
   "wellKnown" $wellKnown
-  "front" (or $wellKnown $suspended)
+  "front" (and $routed (or $wellKnown $suspended))
   "configuration" (include "synapse.homeserver" (dict "root" $ "groups" $groups "host" $host) | trim)) -}}
 {{- end -}}
 {{- end -}}
