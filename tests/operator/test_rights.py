@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,13 +108,13 @@ def test_the_operator_writes_only_where_servers_live(as_operator: Api, place: st
 
 
 def test_hearth_writes_a_servers_secrets_and_can_not_read_them(as_hearth: Api, place: str) -> None:
-    for name in ("synapse-secrets", "backup-secrets"):
+    for name in ("synapse-secrets", "backup-secrets", "recovery-secrets"):
         meta = {"name": name, "namespace": place}
         as_hearth.apply({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": {"macaroon": "x"}})
     refused(as_hearth.get, "v1", "Secret", "synapse-secrets", place)
     refused(as_hearth.list, "v1", "Secret")
     other = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "other", "namespace": place}}
-    assert "two Secrets" in refused(as_hearth.apply, other)
+    assert "three Secrets" in refused(as_hearth.apply, other)
     meta["namespace"] = "kube-system"
     assert "only the namespaces of Matrix servers" in refused(
         as_hearth.apply, {"apiVersion": "v1", "kind": "Secret", "metadata": meta}
@@ -153,6 +154,27 @@ def test_nobody_weakens_a_servers_namespace(
     found = installed.api.get("v1", "Namespace", place)
     assert found is not None
     assert sentence in refused(installed.api.patch, found, {"metadata": {"labels": labels}})
+
+
+def test_hearth_alone_says_who_lives_where(installed: Cluster, as_hearth: Api, as_operator: Api, place: str) -> None:
+    found = installed.api.get("v1", "Namespace", place)
+    assert found is not None
+    other = str(uuid.uuid4())
+    for labels in ({"hearth.host/server": other}, {"hearth.host/coming": other}):
+        change = {"metadata": {"labels": labels}}
+        assert "whose server this is" in refused(installed.api.patch, found, change)
+        assert "cannot patch" in refused(as_operator.patch, found, change)
+        as_hearth.patch(found, change)
+    for name in ("mallory", None):
+        named = {"metadata": {"labels": {"hearth.host/server": name}}}
+        assert "the server's id" in refused(as_hearth.patch, found, named)
+    organisation = {"metadata": {"labels": {"hearth.host/organisation": other}}}
+    assert "whose server this is" in refused(as_hearth.patch, found, organisation)
+    server = values.matrix_server(small(), place)
+    server["metadata"]["labels"] = {"hearth.host/server": str(uuid.uuid4())}
+    assert "id of its own namespace" in refused(as_hearth.apply, server)
+    server["metadata"]["labels"] = {"hearth.host/server": other}
+    as_hearth.apply(server)
 
 
 @pytest.mark.parametrize("name", ["x", "00000000-0000-0000-0000-00000000000g"])

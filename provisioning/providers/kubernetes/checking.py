@@ -16,7 +16,7 @@ OLDEST = (1, 31)
 SERVERS = "/apis/hearth.host/v1/matrixservers"
 NEEDED = (("hearth.host", "MatrixServer", "Install Hearth's chart for clusters (platform/deploy), which brings it."),)
 RIGHTS = (
-    ("", "namespaces", "", ("get", "create", "patch", "delete")),
+    ("", "namespaces", "", ("get", "create", "list", "patch", "delete")),
     ("hearth.host", "matrixservers", "", ("get", "list", "create", "patch", "delete")),
     ("", "secrets", "", ("create", "patch")),
 )

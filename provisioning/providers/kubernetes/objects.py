@@ -20,6 +20,10 @@ Object = dict[str, Any]
 API = "hearth.host/v1"
 NAME, SECRET = "synapse", "synapse-secrets"
 SERVER, ORGANISATION = "hearth.host/server", "hearth.host/organisation"
+STOPPED = "hearth.host/stopped"
+"""On a MatrixServer that was told to stop: its next start starts every process again."""
+INSTANCE_OF = "hearth.host/instance-of"
+"""On the Namespace and the MatrixServer of an instance: the id of its server."""
 FINALIZER = "hearth.host/final-backup"
 MANAGED, HEARTH = "app.kubernetes.io/managed-by", "hearth"
 UPLOAD_BYTES = 100 * 1024 * 1024
@@ -51,22 +55,22 @@ def public_host(spec: ServerSpec, place: Place) -> str:
     return f"m-{spec.server_id.replace('-', '')}.{place.base_domain}"
 
 
-def namespace(spec: ServerSpec) -> Object:
-    """Return the Namespace: Pod Security `restricted`, and whose it is."""
+def namespace(spec: ServerSpec, at: str = "") -> Object:
+    """Return the Namespace: Pod Security `restricted`, and whose it is. `at`: where it was another's first."""
     modes = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "audit", "warn")}
-    labels = {**modes, **_labels(spec)}
+    said = {**modes, **labels(spec)}
     return {
         "apiVersion": "v1",
         "kind": "Namespace",
-        "metadata": {"name": namespace_of(spec.server_id), "labels": labels},
+        "metadata": {"name": at or namespace_of(spec.server_id), "labels": said},
     }
 
 
-def secret(spec: ServerSpec, place: Place) -> Object:
+def secret(spec: ServerSpec, place: Place, at: str = "") -> Object:
     """Return the server's one Secret."""
     data = {key: base64.b64encode(value.encode()).decode() for key, value in _content(spec, place).items()}
-    labels = {**_labels(spec), "cnpg.io/reload": "true"}
-    metadata = {"name": SECRET, "namespace": namespace_of(spec.server_id), "labels": labels}
+    said = {**labels(spec), "cnpg.io/reload": "true"}
+    metadata = {"name": SECRET, "namespace": at or namespace_of(spec.server_id), "labels": said}
     # This type lets CloudNativePG take name and password of the database's user from it.
     return {
         "apiVersion": "v1",
@@ -77,17 +81,17 @@ def secret(spec: ServerSpec, place: Place) -> Object:
     }
 
 
-def backup_secret(spec: ServerSpec, place: Place) -> Object | None:
+def backup_secret(spec: ServerSpec, place: Place, at: str = "") -> Object | None:
     """Return the Secret that only the agent and the database's operator read; None for a server without backups."""
     if not backing.is_backed_up(spec, place):
         return None
     found = backing.content(spec, place, signing_key_id(spec))
-    labels = {**_labels(spec), "cnpg.io/reload": "true"}
+    said = {**labels(spec), "cnpg.io/reload": "true"}
     return {
         "apiVersion": "v1",
         "kind": "Secret",
         "type": "kubernetes.io/basic-auth",
-        "metadata": {"name": backing.SECRET, "namespace": namespace_of(spec.server_id), "labels": labels},
+        "metadata": {"name": backing.SECRET, "namespace": at or namespace_of(spec.server_id), "labels": said},
         "data": {key: base64.b64encode(value).decode() for key, value in found.items()},
     }
 
@@ -98,8 +102,13 @@ def revision(spec: ServerSpec, place: Place) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def matrix_server(spec: ServerSpec, place: Place, before: Mapping[str, Any] | None = None) -> Object:
-    """Return the MatrixServer. `before` is the spec that the cluster has: what may never go down is taken from it."""
+def matrix_server(
+    spec: ServerSpec, place: Place, before: Mapping[str, Any] | None = None, *, at: str = "", instance: bool = False
+) -> Object:
+    """Return the MatrixServer. `before` is the spec that the cluster has: what may never go down is taken from it.
+
+    `at`: its namespace, where that was born as another's. `instance`: nobody outside may reach it.
+    """
     workers, redis = _workers(spec, place)
     wanted: Object = {
         "serverName": spec.server_name,
@@ -119,20 +128,20 @@ def matrix_server(spec: ServerSpec, place: Place, before: Mapping[str, Any] | No
         "database": _database(spec, place, before, redis=bool(redis)),
         "redis": redis,
         "media": _media(spec, place),
-        "routing": _routing(place),
-        "network": _network(spec, place),
+        "routing": _routing(place) | ({"unrouted": True} if instance else {}),
+        "network": _network(spec, place, at or namespace_of(spec.server_id)),
         "monitoring": {"enabled": True} if place.monitoring else None,
         "priorityClass": place.priority_class,
         "secret": {"name": SECRET, "revision": revision(spec, place), "signingKeyId": signing_key_id(spec)},
         "backup": backing.part(spec, place, signing_key_id(spec)) if backing.is_backed_up(spec, place) else None,
         "suspended": {"message": spec.suspend_message} if spec.suspended else None,
     }
-    found = laid_over(_without_nothing(wanted), _named(place.overlay, spec.server_id))
+    found = laid_over(without_nothing(wanted), _named(place.overlay, spec.server_id))
     # From its first moment on: its operator takes it away after the last backup.
     metadata = {
         "name": NAME,
-        "namespace": namespace_of(spec.server_id),
-        "labels": _labels(spec),
+        "namespace": at or namespace_of(spec.server_id),
+        "labels": labels(spec),
         "finalizers": [FINALIZER],
     }
     return {"apiVersion": API, "kind": "MatrixServer", "metadata": metadata, "spec": found}
@@ -165,7 +174,8 @@ def laid_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Object:
     return found
 
 
-def _labels(spec: ServerSpec) -> dict[str, str]:
+def labels(spec: ServerSpec) -> dict[str, str]:
+    """Return what each of a server's objects says of whose it is."""
     return {SERVER: spec.server_id, ORGANISATION: spec.organisation_id, MANAGED: HEARTH}
 
 
@@ -246,10 +256,10 @@ def _database(spec: ServerSpec, place: Place, before: Mapping[str, Any] | None, 
     return {"cluster": found}
 
 
-def _network(spec: ServerSpec, place: Place) -> Object:
+def _network(spec: ServerSpec, place: Place, at: str) -> Object:
     """Return who may reach the server's pods and what they may reach, as far as the region says it."""
     return {
-        "vpc": {"name": namespace_of(spec.server_id), "cidr": spec.network} if spec.network else None,
+        "vpc": {"name": at, "cidr": spec.network} if spec.network else None,
         "ingressNamespace": place.ingress_namespace,
         "monitoringNamespace": place.monitoring_namespace,
         "hearthNamespace": place.hearth_namespace,
@@ -281,8 +291,9 @@ def _routing(place: Place) -> Object:
     }
 
 
-def _without_nothing(value: Mapping[str, Any]) -> Object:
-    found = {key: _without_nothing(each) if isinstance(each, Mapping) else each for key, each in value.items()}
+def without_nothing(value: Mapping[str, Any]) -> Object:
+    """Return a part of a spec without what it says nothing of."""
+    found = {key: without_nothing(each) if isinstance(each, Mapping) else each for key, each in value.items()}
     return {key: each for key, each in found.items() if each is not None and each != ""}
 
 

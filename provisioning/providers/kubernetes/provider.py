@@ -15,17 +15,16 @@ from provisioning.providers.kubernetes import objects
 from provisioning.providers.kubernetes.client import Client
 from provisioning.providers.kubernetes.databases import Databases
 from provisioning.providers.kubernetes.following import Following
-from provisioning.providers.kubernetes.objects import SERVER, namespace_of
+from provisioning.providers.kubernetes.homes import Homes, annotation
+from provisioning.providers.kubernetes.objects import INSTANCE_OF, SERVER, STOPPED
 from provisioning.providers.kubernetes.place import Place
 from provisioning.providers.kubernetes.recoveries import Recoveries
 from provisioning.providers.kubernetes.seen import condition, current, observation, used_by
 from provisioning.providers.kubernetes.usage import Meter, Sizes, Use, with_database
 from provisioning.providers.kubernetes.whose import INSTALLATION, Whose
-from provisioning.providers.kubernetes.writing import Paths, Writer, paths
+from provisioning.providers.kubernetes.writing import Writer, paths
 
 Object = dict[str, Any]
-STOPPED = "hearth.host/stopped"
-"""On a MatrixServer that was told to stop: its next start starts every process again."""
 LOOK = 0.5
 GLANCE = 5.0
 """Seconds in which a look at all servers is tried again: other regions wait for it, and the next look is near."""
@@ -50,6 +49,7 @@ class KubernetesProvider(Recoveries):
         self._writer = Writer(client, {INSTALLATION: place.installation} if place.installation else {})
         self._whose = Whose(client, place.installation, place.cluster_uid, learn)
         self._databases = Databases(place.postgres) if place.postgres else None
+        self._homes = Homes(client)
         self._servers = Following(client, SERVERS, SERVER, self._seen)
         self._meter = Meter(client, place.prometheus)
         self._sizes = Sizes(self._databases) if self._databases else None
@@ -62,10 +62,10 @@ class KubernetesProvider(Recoveries):
 
     def ensure_storage(self, spec: ServerSpec, *, fence: int, progress: Progress) -> None:
         """Make the server's namespace. Its volumes and its database come with the MatrixServer."""
-        there = self._own(spec.server_id)
+        there = self._own(spec.server_id, fence)
         if there is not None and not _ours(there, spec.server_id):
             raise ProviderError(
-                f"The cluster has a namespace {namespace_of(spec.server_id)} that Hearth did not make. Nothing in it "
+                f"The cluster has a namespace {_name(there)} that Hearth did not make. Nothing in it "
                 "was touched, and nothing was made. Ask support.",
                 code="NamespaceTaken",
                 retry=False,
@@ -75,7 +75,7 @@ class KubernetesProvider(Recoveries):
                 "What was here before is still being removed from the cluster. Nothing was made yet.",
                 code="NamespaceTerminating",
             )
-        self._writer.write(objects.namespace(spec), fence)
+        self._writer.write(objects.namespace(spec, _name(there)), fence)
         progress("The server has a namespace of its own.")
         if self._databases:
             name = objects.database_name(spec.server_id)
@@ -84,55 +84,67 @@ class KubernetesProvider(Recoveries):
 
     def configure(self, spec: ServerSpec, *, fence: int, progress: Progress) -> None:
         """Write the Secret, then the MatrixServer that names its revision."""
-        if not self._whose.known(self._own(spec.server_id)):
-            self._writer.change(self._paths(spec.server_id).namespace, fence, lambda _: self._whose.mark())
-        before = self._server(spec.server_id)
+        there, at = self._lives(spec.server_id, fence)
+        places, instance = paths(at), annotation(there, INSTANCE_OF)
+        if not self._whose.known(there):
+            self._writer.change(places.namespace, fence, lambda _: self._whose.mark())
+        before = self._client.get(places.server)
         if before is not None:
             self._refuse_another_key(spec, before)
             if before["metadata"].get("deletionTimestamp"):
                 raise ProviderError("The server is being removed from its cluster.", code="NamespaceTerminating")
-        self._writer.write(objects.secret(spec, self._place), fence, secret=True)
-        if (backup := objects.backup_secret(spec, self._place)) is not None:
+        self._writer.write(objects.secret(spec, self._place, at), fence, secret=True)
+        if (backup := objects.backup_secret(spec, self._place, at)) is not None:
             self._writer.write(backup, fence, secret=True)
-        wanted = objects.matrix_server(spec, self._place, (before or {}).get("spec"))
+        wanted = objects.matrix_server(spec, self._place, (before or {}).get("spec"), at=at, instance=bool(instance))
+        if instance:
+            wanted["metadata"]["annotations"] = {INSTANCE_OF: instance}
         self._writer.write(wanted, fence)
-        if before is not None and before["spec"]["synapse"]["version"] != spec.version:
+        if before is not None:
             # Another release starts every process again by itself; the mark would start them all twice.
-            self._writer.change(self._paths(spec.server_id).server, fence, _unmarked)
+            other = before["spec"]["synapse"]["version"] != spec.version
+            self._writer.change(
+                places.server, fence, lambda server: _cleared(server, unmark=other, routed=not instance)
+            )
         progress("The cluster has the server's configuration.")
 
     def start(self, spec: ServerSpec, *, fence: int, progress: Progress) -> str:
         """Wait until the operator has brought about what is configured; return the address that clients use."""
-        self._own(spec.server_id)
-        self._writer.change(self._paths(spec.server_id).server, fence, _restarted)
-        self._settled(spec, progress)
+        _there, at = self._lives(spec.server_id, fence)
+        self._writer.change(paths(at).server, fence, _restarted)
+        self._settled(spec, paths(at).server, progress)
         return f"https://{objects.public_host(spec, self._place)}"
 
     def stop(self, server_id: str, *, fence: int, progress: Progress) -> None:
-        """Note that every process must be started again. They are replaced one by one, so none is stopped before."""
+        """Note that every process must be started again. They are replaced one by one, so none is stopped before.
+
+        An instance, which nobody uses, is stopped.
+        """
+        there, at = self._lives(server_id, fence)
+        closed = {"spec": {"closed": True}} if annotation(there, INSTANCE_OF) else {}
 
         def stopped(server: Object) -> Object | None:
-            marked = (server["metadata"].get("annotations") or {}).get(STOPPED)
-            return None if marked else {"metadata": {"annotations": {STOPPED: str(fence)}}}
+            if annotation(server, STOPPED) == str(fence) and not closed:
+                return None
+            return {"metadata": {"annotations": {STOPPED: str(fence)}}, **closed}
 
-        self._own(server_id)
-        if self._writer.change(self._paths(server_id).server, fence, stopped) is None:
+        if self._writer.change(paths(at).server, fence, stopped) is None:
             raise ProviderError("The cluster does not know this server.", code="NoSuchServer", retry=False)
         progress("Its processes are replaced one after the other, so nothing needs to be stopped before.")
 
     def remove(self, server_id: str, *, fence: int, progress: Progress) -> None:
         """Remove the MatrixServer, so that its operator ends it in order, then its namespace and its database."""
-        there = self._own(server_id)
+        there = self._own(server_id, fence)
         if there is not None and not _ours(there, server_id):
             progress("The namespace of that name is not Hearth's; it is left alone.")
         elif there is not None:
-            self._remove_from_cluster(server_id, fence, progress)
+            self._remove_from_cluster(_name(there), fence, progress)
         # Last, because Synapse writes in it until its pods are gone.
         if self._databases and self._databases.remove(objects.database_name(server_id), fence):
             progress("Its database is removed from the region's PostgreSQL.")
 
-    def _remove_from_cluster(self, server_id: str, fence: int, progress: Progress) -> None:
-        places = self._paths(server_id)
+    def _remove_from_cluster(self, namespace: str, fence: int, progress: Progress) -> None:
+        places = paths(namespace)
         if self._writer.delete(places.server, fence):
             progress("The cluster removes the server.")
         self._gone(places.server, places.namespace)
@@ -152,24 +164,26 @@ class KubernetesProvider(Recoveries):
         self._whose.cluster(patience=GLANCE)
         used, sizes = self._meter.read(), self._sizes.read() if self._sizes else {}
         found = {}
-        for each in self._servers.now(patience=GLANCE):
-            use = used.get(namespace_of(each.server_id), Use())
+        for namespace, each in self._servers.now(patience=GLANCE):
+            self._homes.learn(each.server_id, namespace)
+            use = used.get(namespace, Use())
             size = sizes.get(objects.database_name(each.server_id))
             found[each.server_id] = used_by(each, with_database(use, size, only=self._place.bucket is not None))
         return found
 
-    def _seen(self, server: Object) -> Observation:
-        return observation(server, Use(), other=self._whose.other(server))
+    def _seen(self, server: Object) -> tuple[str, Observation]:
+        seen = observation(server, Use(), other=self._whose.other(server))
+        return str(server["metadata"]["namespace"]), seen
 
     def route(self, server_id: str, url: str) -> str:  # noqa: ARG002 (the other provider's is the clients')
         """Return where Hearth reaches Synapse: inside, because the admin API has no way from outside."""
-        return self._place.route.replace("{namespace}", namespace_of(server_id))
+        return self._place.route.replace("{namespace}", self._homes.soon(server_id))
 
-    def _settled(self, spec: ServerSpec, progress: Progress) -> None:
+    def _settled(self, spec: ServerSpec, path: str, progress: Progress) -> None:
         end, told = time.monotonic() + self._patience, ""
         since: tuple[str, float] | None = None
         while True:
-            server = self._server(spec.server_id)
+            server = self._client.get(path)
             if server is None:
                 raise ProviderError(
                     "The server is gone from its cluster. Its steps are done again.", code="NoSuchServer"
@@ -206,16 +220,6 @@ class KubernetesProvider(Recoveries):
                 retry=False,
             )
 
-    def _server(self, server_id: str) -> Object | None:
-        return self._client.get(self._paths(server_id).server)
-
-    def _own(self, server_id: str) -> Object | None:
-        """Return the server's namespace, unless the cluster or the server is not this Hearth's."""
-        self._whose.cluster()
-        found = self._client.get(self._paths(server_id).namespace)
-        self._whose.server(found)
-        return found
-
     def _gone(self, path: str, namespace: str) -> None:
         end = time.monotonic() + self._removal
         while self._client.get(path) is not None:
@@ -223,9 +227,9 @@ class KubernetesProvider(Recoveries):
                 raise _stuck(self._client.get(path) or {}, self._client.get(namespace) or {})
             time.sleep(LOOK)
 
-    @staticmethod
-    def _paths(server_id: str) -> Paths:
-        return paths(namespace_of(server_id))
+
+def _name(namespace: Object | None) -> str:
+    return str(namespace["metadata"]["name"]) if namespace else ""
 
 
 def _ours(namespace: Object, server_id: str) -> bool:
@@ -235,15 +239,21 @@ def _ours(namespace: Object, server_id: str) -> bool:
 
 def _restarted(server: Object) -> Object | None:
     """Raise `restarts` once for each time that it was told to stop: mark and number change in one write."""
-    if not (server["metadata"].get("annotations") or {}).get(STOPPED):
-        return None
+    if not annotation(server, STOPPED):
+        return {"spec": {"closed": None}} if server["spec"].get("closed") else None
     restarts = int(server["spec"].get("restarts") or 0) + 1
-    return {"metadata": {"annotations": {STOPPED: None}}, "spec": {"restarts": restarts}}
+    return {"metadata": {"annotations": {STOPPED: None}}, "spec": {"restarts": restarts, "closed": None}}
 
 
-def _unmarked(server: Object) -> Object | None:
-    marked = (server["metadata"].get("annotations") or {}).get(STOPPED)
-    return {"metadata": {"annotations": {STOPPED: None}}} if marked else None
+def _cleared(server: Object, *, unmark: bool, routed: bool) -> Object | None:
+    """Take away what verbs wrote by themselves, which an apply of the whole leaves alone."""
+    found: Object = {}
+    if unmark and annotation(server, STOPPED):
+        found["metadata"] = {"annotations": {STOPPED: None}}
+    gone: Object = {"recovery": None} if "recovery" in server["spec"] else {}
+    if routed and server["spec"]["routing"].get("unrouted"):
+        gone["routing"] = {"unrouted": None}
+    return found | ({"spec": gone} if gone else {})
 
 
 def _reached(server: Object, *, suspended: bool) -> bool:

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from provisioning.providers.base import Observation
+from provisioning.providers.kubernetes.objects import INSTANCE_OF, SERVER
 from provisioning.providers.kubernetes.usage import Use
 
 UNKNOWN = ("OperatorSilent", "The cluster has taken this server's change, but its operator has not looked at it yet.")
@@ -34,11 +35,12 @@ def observation(server: Mapping[str, Any], use: Use, *, other: str = "") -> Obse
     ready = condition(server, "Ready")
     running = ready.get("status") == "True" and not metadata.get("deletionTimestamp")
     reason, message = _trouble(server, running=running)
+    instance_of = str((metadata.get("annotations") or {}).get(INSTANCE_OF) or "")
     if other:
         reason, message = "AnotherHearth", f"This server belongs to another Hearth, “{other}”. Nothing is done to it."
     return Observation(
-        # Not its label: a policy holds the namespace's name to whose it is.
-        server_id=str(metadata["namespace"]).removeprefix("hearth-"),
+        # A policy holds this label to that of the namespace, which Hearth alone may change.
+        server_id=str((metadata.get("labels") or {}).get(SERVER) or str(metadata["namespace"]).removeprefix("hearth-")),
         exists=True,
         running=running,
         reason=reason,
@@ -52,7 +54,11 @@ def observation(server: Mapping[str, Any], use: Use, *, other: str = "") -> Obse
         memory_bytes=use.memory_bytes,
         cpu_cores=use.cpu_cores,
         disk_bytes=use.disk_bytes,
-        details={"components": status.get("components") or [], "generation": metadata.get("generation")},
+        details={
+            "components": status.get("components") or [],
+            "generation": metadata.get("generation"),
+            **({"instance_of": instance_of} if instance_of else {}),
+        },
     )
 
 

@@ -54,7 +54,8 @@ class Writer:
     def write(self, wanted: Object, fence: int, *, secret: bool = False) -> None:
         """Bring an object to what is wanted, as a whole. `secret`: Hearth may write it but not read it."""
         metadata = wanted["metadata"]
-        wanted = {**wanted, "metadata": {**metadata, "annotations": {**self._marks, FENCE: str(fence)}}}
+        said = metadata.get("annotations") or {}
+        wanted = {**wanted, "metadata": {**metadata, "annotations": {**said, **self._marks, FENCE: str(fence)}}}
         collection = COLLECTIONS[wanted["kind"]].format(namespace=metadata.get("namespace", ""))
         path = f"{collection}/{metadata['name']}"
         for _ in range(TRIES):
@@ -87,7 +88,7 @@ class Writer:
                 return seen
             asked = wanted.get("metadata") or {}
             marks = {**(asked.get("annotations") or {}), FENCE: str(fence)}
-            body = {**wanted, "metadata": {"annotations": marks, **_as_seen(seen)}}
+            body = {**wanted, "metadata": {**asked, "annotations": marks, **_as_seen(seen)}}
             try:
                 return self._client.request("PATCH", path, body, kind=MERGE, query={"fieldManager": VERBS})
             except Refused as error:
