@@ -7,13 +7,19 @@ from typing import NoReturn
 
 import pytest
 
-from tests.prepare import browser, postgres_tls, redis_tls
+from tests.prepare import browser, postgres_tls, promtool, redis_tls
 
 
 def need_chromium() -> str:
     """Return the path of Chromium."""
     path = browser()
     return path or leave_out("there is no Chromium. Install your system's package chromium, or run make test as root.")
+
+
+def need_promtool() -> str:
+    """Return the path of promtool."""
+    path = promtool()
+    return path or leave_out("promtool is missing. Install your system's package prometheus, or run make test as root.")
 
 
 def need_tls_servers() -> None:

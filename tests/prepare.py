@@ -28,6 +28,7 @@ PACKAGE = "chromium"
 HSM = "softhsm2"
 POSTGRES = "postgresql"
 REDIS = "redis-server"
+PROMETHEUS = "prometheus"
 INIT = Path("/run/systemd/system")
 SOFTHSM = (
     "/usr/lib/softhsm/libsofthsm2.so",
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> int:
     faults = [] if "--no-browser" in arguments else [_browser()]
     faults += [] if "--no-cluster" in arguments else [_cluster()]
     faults += [_stores()] if "--stores" in arguments or "--no-cluster" not in arguments else []
-    faults += [_hsm(), _postgres_tls(), _redis_tls()]
+    faults += [_hsm(), _postgres_tls(), _redis_tls(), _promtool()]
     faults += [_environment(version) for version in VERSIONS] + [_s3_provider()]
     faults = [fault for fault in faults if fault]
     for fault in faults:
@@ -73,6 +74,11 @@ def redis_tls() -> Path | None:
     """Return the path of a Redis with TLS, or None. The wheel's is built without."""
     path = shutil.which("redis-server", path="/usr/bin:/usr/local/bin")
     return Path(path) if path else None
+
+
+def promtool() -> str | None:
+    """Return the path of promtool, which Prometheus checks and tries out its rules with, or None."""
+    return shutil.which("promtool")
 
 
 def _browser() -> str:
@@ -109,6 +115,11 @@ def _postgres_tls() -> str:
 def _redis_tls() -> str:
     fault = "the tests of verified Redis connections, because there is no Redis with TLS."
     return "" if redis_tls() else _install_server(REDIS, fault, redis_tls)
+
+
+def _promtool() -> str:
+    fault = "the tests of alert rules, because there is no promtool."
+    return "" if promtool() else _install_server(PROMETHEUS, fault, promtool)
 
 
 def _install_server(package: str, fault: str, there: Callable[[], object]) -> str:
