@@ -17,7 +17,7 @@ from provisioning.operator.children import SERVERS
 from provisioning.operator.differences import compare
 from provisioning.operator.kube.access import Access, Credentials
 from provisioning.operator.kube.client import Client
-from provisioning.operator.kube.places import PATIENCE, SHARE, Places
+from provisioning.operator.kube.places import MANY, PATIENCE, PAUSE, SHARE, Places
 from provisioning.operator.metrics import Metrics
 from provisioning.operator.notices import Notices
 from provisioning.operator.ownership import Owner
@@ -89,6 +89,58 @@ def test_who_was_passed_over_for_long_has_a_share_however_many_urgent_come() -> 
     assert found.index("a") < SHARE
     assert found.index("b") < 2 * SHARE
     assert [each for each in found if each in urgent] == urgent
+
+
+def test_while_many_changes_come_the_patient_wait_though_places_are_free() -> None:
+    async def run() -> tuple[list[str], list[str]]:
+        clock = [0.0]
+        places = Places(4, clock=lambda: clock[0])
+        order = Order(places)
+        for _each in range(MANY):
+            async with places.take(urgent=True):
+                pass
+        patient = await order.ask("patient")
+        await order.ask("urgent", urgent=True)
+        await asyncio.sleep(2 * PAUSE)  # by the places' clock no time goes by
+        before = list(order.had)
+        clock[0] = PAUSE
+        async with asyncio.timeout(60):
+            await patient
+        return before, order.had
+
+    assert asyncio.run(run()) == (["urgent"], ["urgent", "patient"])
+
+
+def test_who_was_kept_waiting_for_long_is_not_kept_any_more() -> None:
+    async def run() -> None:
+        clock = [0.0]
+        places = Places(4, clock=lambda: clock[0])
+        order = Order(places)
+        for _each in range(MANY):
+            async with places.take(urgent=True):
+                pass
+        patient = await order.ask("patient")
+        clock[0] = PATIENCE + PAUSE
+        for _each in range(MANY):
+            async with places.take(urgent=True):
+                pass
+        async with asyncio.timeout(60):
+            await patient
+
+    asyncio.run(run())
+
+
+def test_a_few_changes_keep_nobody_waiting() -> None:
+    async def run() -> list[str]:
+        places = Places(4, clock=lambda: 0.0)
+        order = Order(places)
+        for _each in range(MANY - 1):
+            async with places.take(urgent=True):
+                pass
+        await order.ask("patient")
+        return list(order.had)
+
+    assert asyncio.run(run()) == ["patient"]
 
 
 def test_no_more_than_so_many_have_a_place_and_none_is_lost_with_who_gave_up() -> None:

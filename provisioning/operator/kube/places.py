@@ -1,4 +1,8 @@
-"""Who may send the next request: so many at once, in two lanes, and nobody is passed over for long."""
+"""Who may send the next request: so many at once, in two lanes, and nobody is passed over for long.
+
+When hundreds of servers are changed at once, the API server is busy taking the changes and is late in telling of them.
+Whatever else was asked of it meanwhile would make it later, so while changes keep coming the patient wait.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,10 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
-PATIENCE = 5.0  # seconds for which the urgent may pass the patient over
+PATIENCE = 10.0  # seconds for which the urgent may keep the patient waiting
 SHARE = 4  # of that many places, one goes to a patient request that has waited longer
+MANY, WHILE = 16, 2.0  # so many urgent requests in so many seconds, and more are expected
+PAUSE = 0.25  # seconds without an urgent request after which no more are expected
 
 
 class Places:
@@ -19,6 +25,9 @@ class Places:
         self._left, self._clock = count, clock
         self._lanes: tuple[deque[tuple[float, asyncio.Future[None]]], ...] = (deque(), deque())
         self._given = 0
+        self._urgent: deque[float] = deque(maxlen=MANY)
+        """When the last urgent requests came."""
+        self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         """Return how many wait."""
@@ -27,24 +36,26 @@ class Places:
     @contextlib.asynccontextmanager
     async def take(self, *, urgent: bool = False) -> AsyncIterator[None]:
         """Wait for a place and hold it."""
-        if self._left and not any(self._lanes):
-            self._left -= 1
-        else:
-            place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._lanes[0 if urgent else 1].append((self._clock(), place))
-            try:
-                await place
-            except asyncio.CancelledError:
-                if place.done() and not place.cancelled():
-                    self._give()
-                raise
+        if urgent:
+            self._urgent.append(self._clock())
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._lanes[0 if urgent else 1].append((self._clock(), place))
+        self._give()
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                self._left += 1
+                self._give()
+            raise
         try:
             yield
         finally:
+            self._left += 1
             self._give()
 
     def _give(self) -> None:
-        self._left += 1
+        """Give out the places that are free."""
         while self._left and (place := self._next()) is not None:
             if not place.done():
                 self._left -= 1
@@ -54,7 +65,27 @@ class Places:
         urgent, patient = self._lanes
         if not (urgent or patient):
             return None
-        self._given += 1
-        late = bool(patient) and self._clock() - patient[0][0] > PATIENCE
-        lane = patient if patient and (not urgent or (late and self._given % SHARE == 0)) else urgent
+        now = self._clock()
+        late = bool(patient) and now - patient[0][0] > PATIENCE
+        if urgent:
+            self._given += 1
+            lane = patient if late and self._given % SHARE == 0 else urgent
+        elif late or not self._expected(now):
+            lane = patient
+        else:
+            self._look_again()
+            return None
         return lane.popleft()[1]
+
+    def _expected(self, now: float) -> bool:
+        """Say whether more urgent requests are about to come."""
+        came = self._urgent
+        return len(came) == MANY and now - came[0] < WHILE and now - came[-1] < PAUSE
+
+    def _look_again(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(PAUSE, self._due)
+
+    def _due(self) -> None:
+        self._timer = None
+        self._give()
