@@ -2,6 +2,7 @@
 
 python -m backups.engine agent <settings.json>      backs one server up until SIGTERM
 python -m backups.engine restore <request.json>     brings one back, into a new place
+python -m backups.engine recover <folder>           brings one back in a pod, for a cluster's operator
 python -m backups.engine settle <request.json>      once more what is done to a restored database before it is used
 """
 
@@ -34,21 +35,20 @@ def main(arguments: list[str]) -> int:
     restoring.add_argument("request", type=Path)
     settling = verbs.add_parser("settle", help="apply what is true of the living server once more to what was restored")
     settling.add_argument("request", type=Path)
+    recovering = verbs.add_parser("recover", help="bring a server of a cluster back, in a pod of its own")
+    recovering.add_argument("folder", type=Path)
     exporting = verbs.add_parser("export", help="give a backup out in open formats: all of it, a table, a room's files")
     exporting.add_argument("request", type=Path)
     options = parser.parse_args(arguments)
-    if options.verb == "restore":
-        from backups.engine.restore.process import main as restore  # noqa: PLC0415 (an agent never restores)
+    if options.verb == "recover":
+        from backups.engine.recovering.pod import main as recover  # noqa: PLC0415 (an agent never restores)
 
-        return restore(options.request)
-    if options.verb == "settle":
-        from backups.engine.restore.process import settle  # noqa: PLC0415 (as above)
+        return recover(options.folder)
+    if options.verb != "agent":
+        from backups.engine.restore import process  # noqa: PLC0415 (as above)
 
-        return settle(options.request)
-    if options.verb == "export":
-        from backups.engine.restore.process import export  # noqa: PLC0415 (as above)
-
-        return export(options.request)
+        work = {"restore": process.main, "settle": process.settle, "export": process.export}[options.verb]
+        return work(options.request)
     try:
         settings = load(options.settings)
         engine = build(settings)

@@ -20,8 +20,12 @@ MODULES = (
     "backups.engine.stores.folder",
     "backups.engine.stores.s3",
     "backups.engine.restore.process",
+    "backups.engine.recovering.pod",
+    "backups.engine.recovering.temporary",
 )
 PROGRAMS = ("pg_receivewal", "pg_basebackup")
+RESTORES = ("postgres", "pg_amcheck")
+"""What brings a server back needs of the same major; the second looks at a database's structure where it is there."""
 PLACES = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/usr/lib/postgresql*/bin")
 VERSION = re.compile(r" (\d+)")
 
@@ -39,7 +43,12 @@ def main(folder: Path) -> int:
     for name in PROGRAMS:
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(found[1] / name)
-    print(f"PostgreSQL's programs: {found[0]}, of {found[1]}")  # noqa: T201 (this is a command)
+    for name in RESTORES:
+        (folder / name).unlink(missing_ok=True)
+        if (found[1] / name).exists():
+            (folder / name).symlink_to(found[1] / name)
+    restores = "" if (folder / RESTORES[0]).exists() else " It can back up and bring nothing back: it has no server."
+    print(f"PostgreSQL's programs: {found[0]}, of {found[1]}.{restores}")  # noqa: T201 (this is a command)
     return 0
 
 

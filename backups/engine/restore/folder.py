@@ -24,6 +24,8 @@ from backups.engine.restore.errors import RestoreError
 from backups.engine.restore.request import Request
 from security.durable import replace_file
 
+FOUND = "lost+found"
+"""A file system's own folder, where media are the whole of a volume."""
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -150,7 +152,7 @@ class Folder:
         data, media = Path(self.request.data), Path(self.request.media or os.devnull)
         if before is None:
             for place in (data, media):
-                if place.is_symlink() or (place.is_dir() and any(place.iterdir())):
+                if place.is_symlink() or (place.is_dir() and any(each.name != FOUND for each in place.iterdir())):
                     raise RestoreError(
                         f"There is something in {place} already. A restore goes into an empty place only, so nothing "
                         "was touched.",
@@ -171,7 +173,8 @@ class Folder:
             self.wipe(Path(self.request.data))
         if before.media and self.request.media:
             for each in Path(self.request.media).iterdir():
-                self.wipe(each)
+                if each.name != FOUND:
+                    self.wipe(each)
         self.state.sockets = before.sockets
         self.clean()
 

@@ -1,0 +1,1 @@
+"""A server of a cluster is brought back: what runs in the pod that its operator makes for it."""
