@@ -18,6 +18,7 @@ from provisioning.operator.metrics import Metrics
 from provisioning.operator.notices import Notices
 from provisioning.operator.probe import Prober
 from provisioning.operator.reconcile import Outcome, Reconciler
+from provisioning.operator.recoveries import Recoveries
 from provisioning.operator.render import HelmCommand, Helper, Renderer
 from provisioning.operator.rendering import Rendering
 from provisioning.operator.serving import serve
@@ -101,6 +102,8 @@ class Operator:
         stack.push_async_callback(prober.close)
         agents = Agents(self._settings.agent)
         stack.push_async_callback(agents.close)
+        recoveries = Recoveries(self._settings.recovery, client)
+        stack.push_async_callback(recoveries.close)
         notices = Notices(client, self._settings.identity)
         sending = asyncio.create_task(notices.run(), name="notices")
         self._needed.append(sending)
@@ -115,6 +118,7 @@ class Operator:
             notices=notices,
             metrics=self.metrics,
             backups=Backups(agents, client, self.store, notices),
+            recoveries=recoveries,
             later=self.queue.add_after,
             pace=self._settings.pace,
         )

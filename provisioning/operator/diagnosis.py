@@ -15,6 +15,9 @@ from provisioning.operator.observed import AGENT, MAIN, VOLUME_ELSEWHERE, Fault
 CLASSES = Kind("storage.k8s.io", "v1", "StorageClass", "storageclasses", namespaced=False)
 CORE_EVENTS = Kind("", "v1", "Event", "events")
 DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
+RECOVERY_PODS = "recovery"
+APART = (f"{AGENT.name}-", f"{RECOVERY_PODS}-")
+"""Beginnings of names of pods that serve nobody."""
 TAIL = 300  # characters of what a process said last
 
 # What Synapse and libpq say when the database does not let them in; parts of a line, in lower case.
@@ -51,7 +54,7 @@ class Diagnosis:
 async def diagnose(client: Client, namespace: str, workloads: Mapping[str, Workload]) -> Diagnosis:
     """Look at a namespace's pods, volumes and refusals. `workloads`: its groups of processes by name."""
     all_pods = (await client.list(PODS, namespace)).get("items") or []
-    pods = [each for each in all_pods if not str(each["metadata"]["name"]).startswith(f"{AGENT.name}-")]
+    pods = [each for each in all_pods if not str(each["metadata"]["name"]).startswith(APART)]
     found = of_pods(pods)
     if found.fault and found.fault.reason != "Unschedulable":
         return found
@@ -67,10 +70,15 @@ async def diagnose(client: Client, namespace: str, workloads: Mapping[str, Workl
     return replace(found, fault=of_events(events, workloads))
 
 
+async def diagnose_pods(client: Client, namespace: str, name: str) -> Fault | None:
+    """Say why the pods of a component do not run, as they tell."""
+    pods = await client.list(PODS, namespace, selector=f"app.kubernetes.io/name={name}")
+    return of_pods(pods.get("items") or []).fault
+
+
 async def diagnose_agent(client: Client, namespace: str) -> Fault | None:
     """Say why a server's backup agent does not run, as its pod tells."""
-    pods = await client.list(PODS, namespace, selector=f"app.kubernetes.io/name={AGENT.name}")
-    return of_pods(pods.get("items") or []).fault
+    return await diagnose_pods(client, namespace, AGENT.name)
 
 
 def of_pods(pods: Iterable[Mapping[str, Any]]) -> Diagnosis:

@@ -20,11 +20,12 @@ DATA_MISSING = "DataMissing"
 
 
 def established(server: Mapping[str, Any]) -> bool:
-    """Say whether the server was Ready once and nobody has said that what is missing may be made anew."""
+    """Say whether the server has data, for it was Ready or brought back, and nobody lets them be made anew."""
     metadata = server["metadata"]
     allowed = (metadata.get("annotations") or {}).get(ANEW)
-    released = (server.get("status") or {}).get("release")
-    return bool(released) and allowed != str(metadata.get("generation"))
+    status = server.get("status") or {}
+    has = status.get("release") or (status.get("recovery") or {}).get("state") == "done"
+    return bool(has) and allowed != str(metadata.get("generation"))
 
 
 def missing(lost: Iterable[Place]) -> dict[Place, Fault]:

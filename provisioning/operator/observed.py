@@ -16,6 +16,12 @@ FRONT = "synapse-front"
 WORKLOADS = {"Deployment", "StatefulSet"}
 AGENT = Place("Deployment", "backup-agent")
 IDENTITY = Place("Certificate", "backup-agent")
+RECOVERY = frozenset({Place("StatefulSet", "recovery"), Place("Deployment", "recovery-settle")})
+"""What brings a server back: nobody is served by it."""
+APART = frozenset({AGENT, *RECOVERY})
+"""Groups of processes that serve nobody."""
+IDENTITIES = frozenset({IDENTITY, Place("Certificate", "recovery-identity"), Place("Certificate", "recovery")})
+"""Certificates by which a server's own pods are known, not its hosts."""
 VOLUME_ELSEWHERE = "VolumeElsewhere"
 """The reason why a process waits for a volume that somebody has mounted on another node."""
 
@@ -63,6 +69,8 @@ class Told:
     stored: str = ""
     """The last wish to store everything that is fulfilled."""
     final: Final = NO_FINAL
+    recovery: Mapping[str, Any] = field(default_factory=dict)
+    """Of a pod that brings a server back: its status."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,8 @@ class Observed:
     """How many of Synapse's pods there are, where that was asked."""
     backup: Told | None = None
     """What the backup agent told last; None where it was not asked."""
+    recovery: Told | None = None
+    """What the pod says that brings the server back; None where it was not asked."""
     stored: bool = True
     """Whether all that there is now is backed up, where that was asked."""
 
@@ -100,7 +110,7 @@ class Observed:
     def workloads(self) -> Iterator[tuple[str, Workload]]:
         """Yield each group of processes that serve, with its name."""
         for place, child in sorted(self.children.items()):
-            if place.kind in WORKLOADS and place != AGENT and isinstance(child.seen, Workload):
+            if place.kind in WORKLOADS and place not in APART and isinstance(child.seen, Workload):
                 yield place.name, child.seen
 
     def agent(self) -> Workload | None:
@@ -130,7 +140,9 @@ class Observed:
     def untold(self) -> list[str]:
         """Return the names of what we have written and whose controller has said nothing since."""
         watched = WORKLOADS | {"Cluster"}
-        found = ((place, child) for place, child in self.children.items() if place.kind in watched and place != AGENT)
+        found = (
+            (place, child) for place, child in self.children.items() if place.kind in watched and place not in APART
+        )
         return sorted(place.name for place, child in found if child.stale or child.seen is None)
 
     def database(self) -> Database | None:
@@ -140,7 +152,7 @@ class Observed:
     def certificates(self) -> list[Certified]:
         """Return the certificates that cert-manager makes for the server's hosts."""
         found = ((place, child.seen) for place, child in self.children.items())
-        return [seen for place, seen in found if isinstance(seen, Certified) and place != IDENTITY]
+        return [seen for place, seen in found if isinstance(seen, Certified) and place not in IDENTITIES]
 
     def identity(self) -> Certified | None:
         """Return the certificate of the backup agent."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from provisioning.operator import arrangement
+from provisioning.operator import arrangement, recovery
 from provisioning.operator.children import Place
 from provisioning.operator.observed import (
     AGENT,
@@ -50,11 +50,25 @@ class Plan:
     fault: Fault | None = None
     stops: bool = False
     """Whether no process of Synapse may run."""
+    recovery: Mapping[str, Any] | None = None
+    """How far the server's recovery is, as its status says it."""
+    copies: bool = False
+    """Whether the database is to be made as a copy of what was brought back."""
+    rests: bool = False
+    """Whether the pod that brings it back has nothing to do."""
+
+    def differs(self, other: Plan) -> bool:
+        """Say whether something else is to be done than by another one."""
+        return any(
+            getattr(self, name) != getattr(other, name)
+            for name in ("step", "message", "spec", "stops", "copies", "rests")
+        )
 
 
 def make(spec: Mapping[str, Any], generation: int, status: Mapping[str, Any], seen: Observed) -> Plan:
     """Return the plan for this moment."""
-    return _giving_way(_made(spec, generation, status, seen), seen)
+    plan = _giving_way(_made(spec, generation, status, seen), seen)
+    return replace(plan, recovery=recovery.progress(spec, status, seen))
 
 
 def _giving_way(plan: Plan, seen: Observed) -> Plan:
@@ -66,8 +80,8 @@ def _giving_way(plan: Plan, seen: Observed) -> Plan:
 
 
 def _made(spec: Mapping[str, Any], generation: int, status: Mapping[str, Any], seen: Observed) -> Plan:
-    if "suspended" in spec:
-        return _suspend(spec, seen)
+    if plan := _idle(spec, status, seen):
+        return plan
     if plan := _rearrange(spec, seen):
         return plan
     release = status.get("release") or {}
@@ -78,9 +92,19 @@ def _made(spec: Mapping[str, Any], generation: int, status: Mapping[str, Any], s
     return Plan(spec)
 
 
+def _idle(spec: Mapping[str, Any], status: Mapping[str, Any], seen: Observed) -> Plan | None:
+    """Return the plan of a server that serves nobody."""
+    if "suspended" in spec:
+        return _suspend(spec, seen)
+    if "recovery" in spec:
+        return _recover(spec, status, seen)
+    return _close(spec, seen) if spec.get("closed") else None
+
+
 def must_count(spec: Mapping[str, Any], seen: Observed) -> bool:
     """Say whether the next step depends on how many of Synapse's pods there are."""
-    return "suspended" not in spec and seen.arrangements() == {arrangement.STOPPED} and seen.stopped()
+    waits = "suspended" not in spec and "recovery" not in spec
+    return waits and seen.arrangements() == {arrangement.STOPPED} and seen.stopped()
 
 
 def _rearrange(spec: Mapping[str, Any], seen: Observed) -> Plan | None:
@@ -113,6 +137,23 @@ def _suspend(spec: Mapping[str, Any], seen: Observed) -> Plan:
         text = "The processes have stopped; the database is going to sleep."
         return Plan(spec, step="Suspending", message=text, stops=True)
     return Plan(spec, stops=True)
+
+
+def _recover(spec: Mapping[str, Any], status: Mapping[str, Any], seen: Observed) -> Plan:
+    """Return the plan of a server that is being brought back: no process of Synapse until somebody says so."""
+    found = recovery.progress(spec, status, seen)
+    copies, rests = recovery.copies(spec, status), recovery.rests(found, seen)
+    if found is None or found["state"] != recovery.RUNNING:
+        return Plan(spec, stops=True, copies=copies, rests=rests)
+    step, text = recovery.REASONS[recovery.RUNNING], recovery.sentence(found)
+    return Plan(spec, step=step, message=text, stops=True, copies=copies, rests=rests)
+
+
+def _close(spec: Mapping[str, Any], seen: Observed) -> Plan:
+    """Return the plan of a server that nobody may use: it is closed once no pod of Synapse is left."""
+    if seen.arrangements() <= {arrangement.STOPPED} and seen.stopped() and seen.pods == 0:
+        return Plan(spec, stops=True)
+    return Plan(spec, step="Closing", message="Waiting for all of Synapse's processes to end.", stops=True)
 
 
 def must_store(spec: Mapping[str, Any], seen: Observed) -> bool:

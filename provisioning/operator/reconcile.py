@@ -29,6 +29,8 @@ from provisioning.operator.observed import MAIN, Fault, Observed, Probe, conditi
 from provisioning.operator.ownership import Owner, body
 from provisioning.operator.probe import Prober
 from provisioning.operator.reasons import of_api_error, of_render_error
+from provisioning.operator.recoveries import AGAIN, Recoveries
+from provisioning.operator.recovery import REASONS, RUNNING
 from provisioning.operator.render import RenderError, RenderUnavailableError
 from provisioning.operator.rendering import Asked, Rendering
 from provisioning.operator.status import compute
@@ -38,6 +40,8 @@ from provisioning.operator.writing import Writer
 log = logging.getLogger(__name__)
 
 FINALIZER = "hearth.host/final-backup"
+SERVER_LABEL = "hearth.host/server"
+RECOVERING = REASONS[RUNNING]
 FIRST = 4.0  # seconds after its parts are written in which a new server that is well need not say that it is being made
 COUNTING = 10.0  # seconds after a change in which the cluster may not have counted what a larger quota allows
 MINOR = 5.0  # seconds between two writes of a status in which only counts or sentences have changed
@@ -98,12 +102,13 @@ class Reconciler:
         notices: Notices,
         metrics: Metrics,
         backups: Backups,
+        recoveries: Recoveries,
         later: Callable[[str, float], None],
         pace: Pace,
     ) -> None:
         self._client, self._store, self._rendering, self._writer = client, store, rendering, writer
         self._prober, self._notices, self._metrics = prober, notices, metrics
-        self._backups, self._later, self._pace = backups, later, pace
+        self._backups, self._recoveries, self._later, self._pace = backups, recoveries, later, pace
         self._final_backup: FinalBackup = backups.final
         self._memories: dict[str, Memory] = {}
 
@@ -125,11 +130,7 @@ class Reconciler:
     async def _carry_out(self, server: dict[str, Any], memory: Memory) -> tuple[Observed, planning.Plan]:
         """Write what differs, and return what is there afterwards with the plan that was followed."""
         namespace = server["metadata"]["namespace"]
-        before = self._look(server, memory)
-        if planning.must_store(server["spec"], before):
-            before = replace(before, stored=await self._backups.all_stored(server))
-        if planning.must_count(server["spec"], before):
-            before = replace(before, pods=await self._count(namespace))
+        before = await self._learn(server, self._look(server, memory))
         plan = self._plan(server, before)
         found, faults, fault = await self._attempt(server, plan, memory)
         if any(self._defined(each) for each in found.unsure):
@@ -143,7 +144,7 @@ class Reconciler:
         backup, again = await self._backups.look(server, seen)
         if again:
             self._later(namespace, again)
-        seen = replace(seen, pods=before.pods, stored=before.stored, backup=backup)
+        seen = replace(seen, pods=before.pods, stored=before.stored, backup=backup, recovery=before.recovery)
         if faults or fault:
             self._metrics.failures.inc()
             self._later(namespace, random.uniform(20, 40) if not found.waiting else 1.0)  # noqa: S311 (spreads load)
@@ -151,9 +152,21 @@ class Reconciler:
             self._later(namespace, 1.0)
         now = self._plan(server, seen)
         # The message too: in an upgrade it says which of the processes may change now.
-        if (now.step, now.message, now.spec, now.stops) != (plan.step, plan.message, plan.spec, plan.stops):
+        if now.differs(plan):
             self._later(namespace, 0.0)
+        elif now.step == RECOVERING:
+            self._later(namespace, AGAIN)
         return seen, now
+
+    async def _learn(self, server: dict[str, Any], seen: Observed) -> Observed:
+        """Ask for what the next step depends on and no watch tells."""
+        if planning.must_store(server["spec"], seen):
+            seen = replace(seen, stored=await self._backups.all_stored(server))
+        if planning.must_count(server["spec"], seen):
+            seen = replace(seen, pods=await self._count(server["metadata"]["namespace"]))
+        if "recovery" in server["spec"]:
+            seen = replace(seen, recovery=await self._recoveries.look(server, seen))
+        return seen
 
     async def _attempt(
         self, server: dict[str, Any], plan: planning.Plan, memory: Memory
@@ -187,7 +200,7 @@ class Reconciler:
         metadata = server["metadata"]
         namespace = metadata["namespace"]
         owner = Owner(namespace, metadata["name"], metadata["uid"])
-        async with self._rendering.of(owner, Asked(plan.spec, plan.stops)) as rendered:
+        async with self._rendering.of(owner, _asked(server, plan)) as rendered:
             found = compare(
                 rendered.wanted,
                 self._store.children(namespace),
@@ -358,6 +371,14 @@ class Reconciler:
         self._memories.pop(namespace, None)
         self._rendering.forget(namespace)
         self._backups.forget(namespace)
+        self._recoveries.forget(namespace)
+
+
+def _asked(server: Mapping[str, Any], plan: planning.Plan) -> Asked:
+    """Return what is to be rendered for a plan."""
+    whose = str((server["metadata"].get("labels") or {}).get(SERVER_LABEL) or "")
+    recovery = {"copies": plan.copies, "rests": plan.rests} if "recovery" in plan.spec else None
+    return Asked(plan.spec, plan.stops, whose, recovery)
 
 
 def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -375,4 +396,6 @@ def outline(status: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of a status somebody may wait for."""
     conditions = {kind: condition(status, kind) for kind in ("Ready", "Progressing", "Degraded")}
     shown = {kind: (each.get("status"), each.get("reason")) for kind, each in conditions.items()}
-    return {"conditions": shown, "observed": status.get("observedGeneration"), "release": status.get("release")}
+    recovery = {key: (status.get("recovery") or {}).get(key) for key in ("revision", "mode", "state", "step")}
+    observed = {"observed": status.get("observedGeneration"), "release": status.get("release")}
+    return {"conditions": shown, "recovery": recovery, **observed}

@@ -24,7 +24,7 @@ from provisioning.operator.ownership import Owner, body, own, stamp
 from provisioning.operator.render import Renderer, RenderError
 from provisioning.operator.store import Child, Store
 
-FIRST = 160_000  # bytes a server's bodies take while it is being made
+FIRST = 160_000  # bytes a server's bodies take while it is being made, or looked at for the first time
 CHANGE = 25_000  # and when some of them have changed
 
 
@@ -78,6 +78,10 @@ class Asked:
 
     spec: Mapping[str, Any]
     stops: bool = False
+    whose: str = ""
+    """The id of the server whose data these are, where that is known."""
+    recovery: Mapping[str, bool] | None = None
+    """How far the operator is with `spec.recovery`."""
 
 
 class Rendered:
@@ -148,12 +152,14 @@ class Rendering:
     @contextlib.asynccontextmanager
     async def of(self, owner: Owner, asked: Asked) -> AsyncIterator[Rendered]:
         """Give a server's documents for one turn."""
-        whole = [owner.uid, asked.spec, asked.stops]
+        whole = [owner.uid, asked.spec, asked.stops, asked.whose, asked.recovery]
         plan = blake2b(orjson.dumps(whole, option=orjson.OPT_SORT_KEYS), digest_size=12).digest()
         known = self._known.get(owner.namespace)
         live = self._store.children(owner.namespace)
         share = 0
-        if known is None or known.plan != plan or any(child.accepted != child.fingerprint for child in live.values()):
+        if known is None:
+            share = FIRST
+        elif known.plan != plan or any(child.accepted != child.fingerprint for child in live.values()):
             share = CHANGE if live else FIRST
         async with self._budget.take(share) if share else contextlib.nullcontext():
             if known is None or known.plan != plan:
@@ -191,6 +197,8 @@ class Rendering:
         spec = asked.spec
         server = {"name": owner.name, "namespace": owner.namespace, "uid": owner.uid, "stopped": asked.stops}
         server |= {"arrangement": arrangement.STOPPED if asked.stops else arrangement.of(spec)}
+        server |= {"id": asked.whose} if asked.whose else {}
+        server |= {"recovery": dict(asked.recovery)} if asked.recovery is not None else {}
         values = {"server": server | {"organisation": spec["organisation"]}, "spec": spec}
         found: list[tuple[str, Place]] = []
         for document in await self._renderer.render(owner.namespace, values, have):

@@ -17,6 +17,7 @@ from provisioning.operator.reconcile import Pace
 HERE = Path(__file__).resolve().parent
 CHART = HERE.parent / "chart"
 AGENT = "http://backup-agent.{namespace}.svc:8009"
+RECOVERY = "http://recovery.{namespace}.svc:8009"
 PROBE = "http://synapse-main.{namespace}.svc:8008"
 
 
@@ -36,6 +37,7 @@ class Settings:
     port: int
     probe: str
     agent: str
+    recovery: str
     in_flight: int
     pace: Pace
     log: str
@@ -61,6 +63,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     option("port", "8080", "and the port; 0 takes a free one")
     option("probe", PROBE, "how a server's Synapse is reached")
     option("agent", AGENT, "how a server's backup agent is reached")
+    option("recovery", RECOVERY, "how the pod is reached that brings a server back")
     option("in-flight", "16", "requests to the API server at once")
     option("diagnose-after", "15", "seconds before it is asked why a server does not come up")
     option("probe-again", "300", "seconds between two looks at whether a server that is Ready still answers")
@@ -80,6 +83,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         port=int(found.port),
         probe=found.probe,
         agent=found.agent,
+        recovery=found.recovery,
         in_flight=int(found.in_flight),
         pace=Pace(
             diagnose_after=float(found.diagnose_after),

@@ -6,6 +6,7 @@ import datetime as dt
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from provisioning.operator import recovery
 from provisioning.operator.children import Place
 from provisioning.operator.keeping import DATA_MISSING
 from provisioning.operator.observed import AGENT, GENERIC, MAIN, Fault, Observed, Told, condition
@@ -27,14 +28,14 @@ def compute(server: Mapping[str, Any], plan: Plan, seen: Observed) -> dict[str, 
     trouble, lost = _trouble(plan, seen), _lost(seen)
     progressing = _progressing(server, plan, seen)
     judged = {
-        "Ready": _ready(server, seen, trouble, progressing),
+        "Ready": _idle(spec, plan) or _ready(server, seen, trouble, progressing),
         "Progressing": progressing,
         "Degraded": ("True", trouble.reason, trouble.message) if trouble else ("False", "AsExpected", ""),
         "DatabaseReady": _database(spec, seen),
         "CertificateReady": _certificate(spec, seen),
         "BackupReady": _backup(spec, seen),
     }
-    if lost and "suspended" not in spec:
+    if lost and "suspended" not in spec and "recovery" not in spec:
         judged["Ready"] = "False", lost.reason, lost.message
     generic = seen.workload(GENERIC)
     found: dict[str, Any] = {
@@ -46,7 +47,20 @@ def compute(server: Mapping[str, Any], plan: Plan, seen: Observed) -> dict[str, 
         "conditions": [_condition(kind, each, before, generation, seen.now) for kind, each in judged.items()],
     }
     found |= _answered(server, plan, seen, judged["Ready"][0] == "True")
+    if plan.recovery:
+        found["recovery"] = dict(plan.recovery)
     return found
+
+
+def _idle(spec: Mapping[str, Any], plan: Plan) -> Judgement | None:
+    """Return why nobody is to be served, where that is so. (Of a suspended server `_ready` says it.)"""
+    if "suspended" in spec:
+        return None
+    if "recovery" in spec and plan.recovery:
+        return "False", recovery.REASONS[plan.recovery["state"]], recovery.sentence(plan.recovery)
+    if spec.get("closed") and not plan.step:
+        return "False", "Closed", "This server is closed: nobody may use or change its data now."
+    return None
 
 
 def _answered(server: Mapping[str, Any], plan: Plan, seen: Observed, ready: bool) -> dict[str, Any]:
@@ -170,7 +184,8 @@ def _progressing(server: Mapping[str, Any], plan: Plan, seen: Observed) -> Judge
     if unsettled or seen.pending or seen.workload(MAIN) is None:
         waits = f"Waiting for {', '.join(unsettled)}." if unsettled else "Waiting for the cluster to take its parts."
         return "True", "Creating" if new else "RollingOut", waits
-    if "suspended" not in server["spec"] and (seen.probe is None or not seen.probe.ok):
+    serves = not ({"suspended", "recovery"} & set(server["spec"]) or server["spec"].get("closed"))
+    if serves and (seen.probe is None or not seen.probe.ok):
         # What is under way has ended only when the server answers, or is known not to.
         was = condition(before, "Progressing").get("status") == "True"
         if new or (was and _undecided(seen)):
@@ -206,6 +221,8 @@ def _managed(spec: Mapping[str, Any], seen: Observed) -> Judgement:
 
 def _certificate(spec: Mapping[str, Any], seen: Observed) -> Judgement:
     routing = spec["routing"]
+    if routing.get("unrouted"):
+        return "True", "Unrouted", "Nobody outside reaches this server, so it needs no certificate."
     if "certificateSecret" in routing:
         return "True", "Given", f"The certificate is in the Secret {routing['certificateSecret']}."
     if "certificate" not in routing:

@@ -72,9 +72,13 @@ def program(name: str) -> str:
         leave_out(str(missing))
 
 
-def render(spec: Mapping[str, Any], *, namespace: str = NAMESPACE, uid: str = UID) -> Rendered:
-    """Render the objects of a server with this spec; the API server's defaults are laid under it."""
-    return render_values(values(defaulted(spec), namespace=namespace, uid=uid))
+def render(spec: Mapping[str, Any], *, namespace: str = NAMESPACE, uid: str = UID, **server: Any) -> Rendered:
+    """Render the objects of a server with this spec; the API server's defaults are laid under it.
+
+    `server` is what else the operator says of it.
+    """
+    content = values(defaulted(spec), namespace=namespace, uid=uid)
+    return render_values(content | {"server": content["server"] | server})
 
 
 def render_values(content: Mapping[str, Any]) -> Rendered:
