@@ -24,7 +24,7 @@ from provisioning.models import Operation, OperationEvent, OperationStep, Server
 from provisioning.providers.base import Observation, ProviderError, StaleFence
 from provisioning.spec import carried_out, decide
 from provisioning.status_writer import publish
-from provisioning.steps import WAIT, Context, NotYet, Step, find, together
+from provisioning.steps import Context, NotYet, Step, find, together
 
 State, StepState, Level = Operation.State, OperationStep.State, OperationEvent.Level
 MAX_ATTEMPTS = 5
@@ -56,8 +56,8 @@ def _work(lease: Lease) -> None:
         with lease.kept():
             try:
                 _steps(context)
-            except NotYet:
-                _wait(context)
+            except NotYet as waiting:
+                _wait(context, waiting.after)
             except ProviderError as error:
                 if isinstance(error, StaleFence):
                     _overtaken(context, error)
@@ -112,10 +112,10 @@ def _apart(step: Step, context: Context) -> None:
         connection.close()  # this thread's own
 
 
-def _wait(context: Context) -> None:
+def _wait(context: Context, after: timedelta) -> None:
     """Hand the operation back until its step is to be looked at again."""
     with context.lease.write(attempts=0) as operation:
-        services.hand_back(operation, after=WAIT)
+        services.hand_back(operation, after=after)
 
 
 def _rows(lease: Lease, steps: Sequence[Step]) -> QuerySet[OperationStep]:

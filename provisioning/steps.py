@@ -26,11 +26,15 @@ WAIT = timedelta(seconds=1)
 
 
 class NotYet(Exception):
-    """A step waits for something that others do. It is looked at again after `WAIT`, as often as that takes.
+    """A step waits for something that others do. It is looked at again `after` that time, as often as that takes.
 
     Meanwhile no worker is held, the operation can be cancelled, and that is no failed try: the step itself must know
     when it has waited too long.
     """
+
+    def __init__(self, after: timedelta = WAIT) -> None:
+        super().__init__()
+        self.after = after
 
 
 @dataclass

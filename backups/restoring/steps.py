@@ -22,6 +22,7 @@ from django.views.decorators.debug import sensitive_variables
 from backups import recoveries
 from backups.models import Restore
 from backups.restoring import choices, grants
+from backups.restoring.away import patient
 from backups.restoring.verbs import Kind
 from provisioning import checks, services
 from provisioning.engine import MAX_ATTEMPTS
@@ -105,7 +106,8 @@ def settle(context: Context) -> None:
     """Stop the server, and let the data that it gets know what it knows: who is locked, who was signed out."""
     row = row_of(context)
     try:
-        _settle(context, row)
+        with patient(context):
+            _settle(context, row)
     except OTHERS:
         raise
     except Exception:
@@ -113,6 +115,7 @@ def settle(context: Context) -> None:
         _start_again(context)
         raise
     _save(context, row, called=False)
+    context.note("")
 
 
 def exchange(context: Context) -> None:
@@ -121,17 +124,21 @@ def exchange(context: Context) -> None:
     restored = context.operation.kind != Kind.GO_BACK
     server, instance = str(context.server.pk), str(row.instance)
     try:
-        context.provider.exchange(server, instance, restored=restored, fence=context.fence, progress=context.log)
+        with patient(context):
+            context.provider.exchange(server, instance, restored=restored, fence=context.fence, progress=context.log)
     except OTHERS:
         raise
     except Exception:
         # Who was cut off has perhaps begun it, and what is begun is made: at the next start of anything.
-        if context.provider.recovering(instance).exchanged is not restored:
+        with patient(context):
+            begun = context.provider.recovering(instance).exchanged is restored
+        if not begun:
             _start_again(context)
             raise
         context.log("The exchange was cut off after it had begun, so it goes on.")
     with context.transaction():
         _exchanged(context, row, restored=restored)
+    context.note("")
     kept = "What it had before" if restored else "What was restored"
     context.log(f"The server has the other data. {kept} is kept until {kept_until():%Y-%m-%d} (UTC).")
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
+from django.utils import timezone
 
 from accounts.models import User
 from backups import recoveries
 from backups.models import Restore
-from backups.restoring import steps, verbs
+from backups.restoring import away, steps, verbs
 from provisioning import services
 from provisioning.engine import MAX_ATTEMPTS
 from provisioning.models import Operation
@@ -84,6 +87,71 @@ def test_when_the_change_over_fails_the_server_runs_again(
     assert row.holds == "copy", "it can be switched to, or looked into"
     services.retry_operation(alice, operation=operation)
     assert look(operation, 2).state == "succeeded", operation.error
+
+
+@pytest.mark.parametrize("verb", ["since", "recover", "exchange"])
+def test_while_nobody_answers_the_change_over_waits_and_goes_on_by_itself(
+    berry: Server, provider: ScriptedProvider, alice: User, verb: str
+) -> None:
+    def silent() -> None:
+        raise ProviderError("Nobody answers.", code="AgentUnreachable")
+
+    row = switch(alice, berry)
+    look(row.operation)
+    is_done(provider, row)
+    started = provider.calls.count("start")
+    provider.faults[verb] = [silent] * 3 * MAX_ATTEMPTS
+    operation = look(row.operation, 2 * MAX_ATTEMPTS)
+    assert len(provider.faults[verb]) < 2 * MAX_ATTEMPTS, "more tries than a step has that fails"
+    assert (operation.state, operation.attempts) == ("queued", 0)
+    assert operation.note.startswith("Nobody answers where the server runs. Next try in ")
+    assert log(operation).count(away.TOLD) == 1
+    assert provider.calls.count("start") - started == 1, (
+        "of the instance, to try it; nobody starts the server meanwhile"
+    )
+    provider.faults.clear()
+    bring_back(provider, row, operation)
+    assert (row.holds, operation.note) == ("before", "")
+
+
+def test_after_an_exchange_that_was_cut_off_it_waits_for_who_knows_of_it(
+    berry: Server, provider: ScriptedProvider, alice: User
+) -> None:
+    row = switch(alice, berry)
+    look(row.operation)
+    is_done(provider, row)
+    look(row.operation)
+
+    def full() -> None:
+        raise ProviderError("The disk is full.", code="DiskFull", retry=False)
+
+    def silent() -> None:
+        raise ProviderError("Nobody answers.", code="RegionUnreachable")
+
+    provider.faults |= {"exchange": [full], "recovering": [lambda: None, silent]}
+    operation = look(row.operation)
+    assert operation.state == "queued", operation.error
+    bring_back(provider, row, operation)
+    assert row.holds == "before"
+
+
+def test_pauses_grow_and_never_last_long(berry: Server, provider: ScriptedProvider, alice: User) -> None:
+    def silent() -> None:
+        raise ProviderError("Nobody answers.", code="AgentUnreachable")
+
+    row = switch(alice, berry)
+    look(row.operation)
+    is_done(provider, row)
+    provider.faults["exchange"] = [silent] * 9
+    operation = look(row.operation, 3)
+    assert len(provider.faults["exchange"]) < 9
+    for lasted, pause in ((20, 10), (3600, 60)):
+        operation.steps.filter(name="exchange").update(started=timezone.now() - timedelta(seconds=lasted))
+        before = timezone.now()
+        look(operation)
+        assert operation.run_after is not None
+        assert operation.run_after > before + timedelta(seconds=pause - 1)
+    assert operation.run_after < timezone.now() + timedelta(seconds=61), "also when nobody answered for an hour"
 
 
 @pytest.mark.parametrize("verb", ["since", "exchange"])
