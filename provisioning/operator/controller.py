@@ -14,6 +14,7 @@ from provisioning.operator.kube.client import Client
 from provisioning.operator.kube.errors import ApiError, NotLeaderError
 from provisioning.operator.kube.lease import Lease
 from provisioning.operator.kube.queue import WorkQueue
+from provisioning.operator.memory import give_back
 from provisioning.operator.metrics import Metrics
 from provisioning.operator.notices import Notices
 from provisioning.operator.probe import Prober
@@ -48,6 +49,7 @@ class Operator:
         self.stopping = asyncio.Event()
         self.port = 0
         self._turns: set[asyncio.Task[None]] = set()
+        self._begun = 0
         self._watching: Watching | None = None
         self._acting = False
         self._dispatcher: asyncio.Task[None] | None = None
@@ -91,6 +93,9 @@ class Operator:
         self._acting = True
         self._dispatcher = asyncio.create_task(self._dispatch(reconciler), name="dispatcher")
         stack.push_async_callback(self._end_turns)
+        giving = asyncio.create_task(give_back(lambda: bool(self._turns), lambda: self._begun), name="memory")
+        self._needed.append(giving)
+        stack.callback(giving.cancel)
         await self._unless_stopped(self._dispatcher, keeping)
 
     async def _reconciler(
@@ -152,6 +157,7 @@ class Operator:
 
     async def _turn(self, reconciler: Reconciler, namespace: str, places: asyncio.Semaphore) -> None:
         self.metrics.turns.inc()
+        self._begun += 1
         try:
             with self.metrics.turn_seconds.time():
                 await reconciler.turn(namespace)
