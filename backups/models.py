@@ -9,6 +9,7 @@ from django.db import models
 from django.db.models import F, Q
 
 from backups.copying.models import Copy
+from backups.exporting.models import Export
 from backups.proofs.models import Drill, Proof
 from backups.restoring.models import Restore
 from provisioning.models import Region
@@ -16,8 +17,8 @@ from security.fields import SealedTextField
 from tenants.models import Plan, Server
 
 __all__ = [
-    "LEAST_RETENTION", "Alarm", "Copy", "Drill", "Line", "Order", "Policy", "Proof", "RegionStores", "Restore",
-    "RestorePoint", "ServerBackups", "Shelf", "Store",
+    "LEAST_RETENTION", "Alarm", "Copy", "Drill", "Export", "Line", "Order", "Policy", "Proof", "RegionStores",
+    "Restore", "RestorePoint", "ServerBackups", "Shelf", "Store",
 ]  # fmt: skip
 LEAST_RETENTION = 30
 """Days that no policy goes below: people notice a loss weeks later."""

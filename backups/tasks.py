@@ -9,6 +9,7 @@ from django.utils import timezone
 
 from backups import alerts, checking, expiring, orders, shelves
 from backups.copying import schedule as copies
+from backups.exporting import upkeep as exported
 from backups.proofs import drills, ends, schedule, turns
 from backups.restoring import upkeep
 from observability.tasks import task
@@ -83,6 +84,7 @@ def observe() -> None:
 
 @task()
 def tidy_restores() -> None:
-    """Remove copies whose time is over, end grants that are left, and let older servers have backups."""
+    """Remove copies and exports whose time is over, end grants that are left, and let older servers have backups."""
     upkeep.tidy()
+    exported.sweep()
     upkeep.begin_missing_engines()

@@ -31,7 +31,7 @@ MAX_ATTEMPTS = 5
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 HIGHEST = 1_000_000_000
 """No fence gets there: a higher number was not written by a Hearth."""
-NOTHING_SEEN = (Operation.Kind.PASSWORD, Operation.Kind.DELETE, Operation.Kind.COPY, Operation.Kind.DROP)
+NOTHING_SEEN = tuple(Operation.Kind(kind) for kind in ("password", "delete", "copy", "drop", "export"))
 """Operations that end without having asked the server itself."""
 stopping = threading.Event()
 """Set when this worker is told to stop: an operation is then left between two steps, free for the next worker."""

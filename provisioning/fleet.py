@@ -43,6 +43,11 @@ def brings_back(region: Region) -> bool:
     return region.provider != Region.Provider.KUBERNETES
 
 
+def exports(region: Region) -> bool:
+    """Tell whether the provider here can give a backup out in open formats (`Recovery.export`)."""
+    return region.provider == Region.Provider.LOCAL
+
+
 @transaction.atomic
 def seed_region() -> Region:
     """Make the region of this machine, or bring its base domain up to date. Safe to call at each start."""

@@ -240,6 +240,7 @@ class Operation(models.Model):
         SWITCH = "switch", "Switch to the copy"
         GO_BACK = "go-back", "Go back to before the restore"
         DROP = "drop", "Remove a copy"
+        EXPORT = "export", "Export"
 
     class State(models.TextChoices):
         QUEUED = "queued", "Waiting"

@@ -229,7 +229,11 @@ def end_cancelled(operation: Operation) -> None:
 
 
 _NOT_TOUCHED = "Cancelled. The server was not touched. What was fetched beside it is removed."
-_CANCELLED: dict[str, str] = {Kind.RESTORE: _NOT_TOUCHED, Kind.COPY: _NOT_TOUCHED}
+_CANCELLED: dict[str, str] = {
+    Kind.RESTORE: _NOT_TOUCHED,
+    Kind.COPY: _NOT_TOUCHED,
+    Kind.EXPORT: "Cancelled. The server was not touched. What was written for the export is removed.",
+}
 _CANCELLED_OTHER = "Cancelled. What was made so far stays until you try again or delete the server."
 
 

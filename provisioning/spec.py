@@ -19,9 +19,10 @@ KEPT: dict[str, Any] = dict.fromkeys(WITH_PLAN) | {
 """What a server has from its plan, as it was before plans said anything: operations and states of then lack it."""
 BROUGHT_BACK = (Kind.RESTORE, Kind.SWITCH, Kind.GO_BACK)
 """What gives a server another state of its data, and the version that goes with it."""
-ABOUT_BACKUPS = (*BROUGHT_BACK, Kind.COPY, Kind.DROP)
+ABOUT_BACKUPS = (*BROUGHT_BACK, Kind.COPY, Kind.DROP, Kind.EXPORT)
 ALONE: dict[str, tuple[str, ...]] = {
     Kind.RESTART: ("restarts",), Kind.PASSWORD: ("password_resets",), Kind.COPY: (), Kind.DROP: (),
+    Kind.EXPORT: (),
     **dict.fromkeys(BROUGHT_BACK, ("version",)),
 }  # fmt: skip
 """Operations that carry out these parts of what is wanted, and nothing else that may be wanted by then."""

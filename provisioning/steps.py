@@ -282,6 +282,11 @@ STEPS: dict[str, tuple[Step, ...]] = {
     Kind.COPY: BRING_BACK,
     Kind.SWITCH: CHANGE_OVER,
     Kind.GO_BACK: CHANGE_OVER,
+    Kind.EXPORT: (
+        Step("look-out", "Look whether it can be exported", _above("look-out")),
+        Step("recover", "Read the backup and write the archive", _above("recover")),
+        Step("keep", "Keep the archive, and remove what it was made with", _above("keep")),
+    ),
     Kind.DROP: (Step("drop", "Remove the copy and its data", _above("drop"), commits=True),),
     Kind.PASSWORD: (Step("password", "Set a new admin password", password, commits=True),),
     Kind.DELETE: (

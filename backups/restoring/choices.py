@@ -127,9 +127,11 @@ def stores(server: Server) -> list[Store]:
     return [found.first, *([found.second] if copied and found.second else [])]
 
 
-def estimate(region: str, size: int) -> float | None:
-    """Return about how many seconds `size` bytes take, at the speed of the region's latest restores."""
+def estimate(region: str, size: int, *, exports: bool = False) -> float | None:
+    """Return about how many seconds `size` bytes take, at the speed of the region's latest restores, or exports."""
     done = Restore.objects.filter(source__region=region, seconds__gt=0, total_bytes__gt=0).order_by("-begun")
+    is_export = Q(mode=Restore.Mode.EXPORT)
+    done = done.filter(is_export if exports else ~is_export)
     rows = done.values_list("total_bytes", "seconds")[:MEASURED]
     read, took = sum(row[0] for row in rows), sum(float(row[1] or 0) for row in rows)
     return size * took / read if read else None

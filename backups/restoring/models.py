@@ -17,6 +17,7 @@ class Restore(models.Model):
     class Mode(models.TextChoices):
         SWITCH = "switch", "Replace the server"
         BESIDE = "beside", "Look into a copy beside it"
+        EXPORT = "export", "Export"
 
     class Holds(models.TextChoices):
         UNFINISHED = "", "What was fetched so far"

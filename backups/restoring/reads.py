@@ -40,8 +40,9 @@ class Kept:
 
 
 def kept(server: Server) -> list[Kept]:
-    """Return what is kept beside a server, the newest first."""
-    rows = Restore.objects.filter(source=server).exclude(holds=Holds.GONE).select_related("operation", "store")
+    """Return what is kept beside a server, the newest first. Not what exports use: nobody can look into that."""
+    rows = Restore.objects.filter(source=server).exclude(holds=Holds.GONE).exclude(mode=Restore.Mode.EXPORT)
+    rows = rows.select_related("operation", "store")
     found = sorted(rows, key=lambda row: row.operation.created, reverse=True)
     newest = max((row.switched for row in found if row.holds == Holds.BEFORE and row.switched), default=None)
     busy = _busy(server)

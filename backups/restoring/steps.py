@@ -20,6 +20,7 @@ from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
 from backups import recoveries
+from backups.exporting import requests
 from backups.models import Restore
 from backups.restoring import choices, grants
 from backups.restoring.away import patient
@@ -50,6 +51,9 @@ SAID = {
     "settle": "Carrying over who is locked and who was signed out since then.",
     "media": "Reading the rest of the files.",
     "finish": "Writing everything to the disk.",
+    "files": "Reading the files.",
+    "dump": "Writing the database out.",
+    "archive": "Sealing the archive, and putting it into the store.",
 }
 
 
@@ -84,7 +88,8 @@ def recover(context: Context) -> None:
     if found.state in ("failed", "cancelled") and row.called:
         raise _failed(context, row, found)
     if not waits or grant != row.grant:
-        _call(context, row, _asked(context, row, grant), since=_since(context, row))
+        since = None if row.mode == Restore.Mode.EXPORT else _since(context, row)
+        _call(context, row, _asked(context, row, grant), since=since)
     _follow(context, row, found if waits else Recovering(state="running"))
     raise NotYet
 
@@ -156,13 +161,13 @@ def drop(context: Context) -> None:
             code="HoldsOther",
             retry=False,
         )
-    _remove(context, row)
+    remove_instance(context, row)
 
 
 def remove_all(context: Context) -> None:
     """Remove all instances of a server that is itself about to be removed."""
     for row in Restore.objects.filter(source=context.server).exclude(holds=Holds.GONE):
-        _remove(context, row)
+        remove_instance(context, row)
 
 
 def row_of(context: Context) -> Restore:
@@ -238,12 +243,14 @@ def _since(context: Context, row: Restore) -> Any:
 @sensitive_variables()
 def _asked(context: Context, row: Restore, grant: uuid.UUID) -> tuple[ServerSpec, Recovery]:
     """Return what the provider is asked for, all but what the living server says of now."""
+    latest = bool(row.point) or requests.is_latest(row)
     wanted = recoveries.Wanted(
-        source=row.source, store=row.store, point=row.point, moment=None if row.point else row.moment
+        source=row.source, store=row.store, point=row.point, moment=None if latest else row.moment
     )
     try:
         spec = _spec(context, row)
-        return spec, recoveries.recovery(wanted, spec, holder=context.server.pk, grant=grant, settle={})
+        found = recoveries.recovery(wanted, spec, holder=context.server.pk, grant=grant, settle={})
+        return spec, replace(found, export=requests.asked(row))
     except SecurityError:
         log.warning("The secrets for restore %s can't be opened.", row.pk, exc_info=True)
         raise ProviderError(
@@ -296,8 +303,9 @@ def _follow(context: Context, row: Restore, found: Recovering) -> None:
 
 def _far(found: Recovering) -> str:
     left = found.seconds_left
-    text = f"{found.done_bytes / 10**6:,.0f} of {found.total_bytes / 10**6:,.0f} MB are read"
-    if left is None or found.step not in ("base", "media"):
+    done = "written" if found.step in ("dump", "archive") else "read"
+    text = f"{found.done_bytes / 10**6:,.0f} of {found.total_bytes / 10**6:,.0f} MB are {done}"
+    if left is None or found.step not in ("base", "media", "files", "archive"):
         return f"{text}."
     return f"{text}, about {left} s left." if left < 90 else f"{text}, about {left / 60:.0f} minutes left."
 
@@ -318,7 +326,8 @@ def _finished(context: Context, row: Restore, found: Recovering) -> None:
     )
     context.note("")
     last = result.get("last_commit")
-    context.log(f"All of it is back. The last change in it is of {last}." if last else "All of it is back.")
+    done = "The archive is written." if row.mode == Restore.Mode.EXPORT else "All of it is back."
+    context.log(f"{done} The last change in it is of {last}." if last else done)
 
 
 def _time(text: Any) -> datetime | None:
@@ -380,7 +389,8 @@ def _refuse_deleted(context: Context) -> None:
         )
 
 
-def _remove(context: Context, row: Restore) -> None:
+def remove_instance(context: Context, row: Restore) -> None:
+    """Remove an instance with all its data. Again is fine."""
     instance = str(row.instance)
     try:
         context.provider.cancel_recovery(instance, fence=context.fence)

@@ -40,7 +40,8 @@ def restore(
     choice = choices.choose(locked, point=point, moment=moment, store=store)
     if mode == Mode.SWITCH:
         _refuse_unconfirmed(locked, confirm)
-    if Restore.objects.filter(source=locked).exclude(holds=Holds.GONE).count() >= MOST_KEPT:
+    kept = Restore.objects.filter(source=locked).exclude(holds=Holds.GONE).exclude(mode=Mode.EXPORT)
+    if kept.count() >= MOST_KEPT:
         raise Refused(
             f"{MOST_KEPT} copies are kept beside this server already. Nothing was changed. Remove one of them first."
         )

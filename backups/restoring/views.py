@@ -134,7 +134,8 @@ def drop_copy(request: HttpRequest, slug: str, server_id: uuid.UUID, restore_id:
 
 
 def _row(server: Server, restore_id: uuid.UUID) -> Restore:
-    row = Restore.objects.filter(source=server, pk=restore_id).select_related("source").first()
+    rows = Restore.objects.filter(source=server).exclude(mode=Mode.EXPORT)
+    row = rows.filter(pk=restore_id).select_related("source").first()
     if row is None:
         raise Http404(MISSING)
     return row

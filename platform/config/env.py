@@ -87,6 +87,13 @@ SETTINGS: tuple[Setting, ...] = (
         "Days that a copy beside a server, and what a server had before it was restored, are kept.",
         check=allowed.between(1, 90),
     ),
+    Setting(
+        "HEARTH_EXPORT_KEEP_DAYS",
+        "int",
+        7,
+        "Days for which the archive of an export can be downloaded; then it is removed.",
+        check=allowed.between(1, 30),
+    ),
     Setting("HEARTH_REQUIRE_MFA", "bool", True, "People need a second factor before they can create an organisation."),
     Setting(
         "HEARTH_DNS_RESOLVERS",

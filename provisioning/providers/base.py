@@ -121,6 +121,9 @@ class Recovery:
     `configuration`, `work`, `tools`, `superuser`, `hearth`, `settle.passwords`. Files in it are names in `files`."""
     files: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Name to content in base64, put beside the request: a store's credentials, the key of media names."""
+    export: Mapping[str, Any] = field(default_factory=dict)
+    """What to give out of it in open formats, in place of an instance that a server could run on: JSON of
+    `backups.engine.restore.export.Export` without `request` and `into`. Only where `fleet.exports` says so."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ class Recovering:
     state: str = "none"
     """`none` (there was never one, or no such instance), `running`, `done`, `failed` or `cancelled`."""
     step: str = ""
-    """`plan`, `base`, `replay`, `settle`, `media`, `finish`."""
+    """`plan`, `base`, `replay`, `settle`, `media`, `finish`; of an export `files`, `dump` and `archive` too."""
     done_bytes: int = 0
     total_bytes: int = 0
     """As stored; 0 until it is known what must be read."""
@@ -140,7 +143,7 @@ class Recovering:
     text: str = ""
     retry: bool = False
     result: Mapping[str, Any] = field(default_factory=dict)
-    """When it is done, its evidence: what the engine's line `restored` says."""
+    """When it is done, its evidence: what the engine's line `restored` says, or `exported`."""
     exchanged: bool | None = None
     """Whether its server has, or is bound to get, what was restored, and the instance what the server had. None: there
     is no such instance."""

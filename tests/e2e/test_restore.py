@@ -1,8 +1,14 @@
-"""A server is restored from its own page to a moment before a message, and goes back. All of it is real."""
+"""A server is restored from its own page to a moment before a message, and goes back; then all of it is taken along.
+
+All of it is real.
+"""
 
 from __future__ import annotations
 
+import gzip
+import io
 import re
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -17,6 +23,7 @@ from tests.way import Connection, Person, expect, text
 
 pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(600)]
 POINT = re.compile(r"\?what=point&amp;point=([0-9a-z-]+)")
+DOWNLOAD = re.compile(r'href="([^"]+/download/)"')
 LONGEST = 240.0
 
 
@@ -131,3 +138,21 @@ def there_and_back(person: Person, server: str, talker: Talker) -> None:
     ended(person, server, "Go back to before the restore")
     assert talker.words() == {"before", "after"}
     talker.hears("here again")
+    taken_along(person, server, {"before", "after"})
+
+
+def taken_along(person: Person, server: str, words: set[str]) -> None:
+    """Everything is exported and downloaded, in two pieces, and holds what was said."""
+    exports = f"{server}backups/exports/"
+    expect(submit(person.browser, person.get(exports), "/exports/", what="everything"), "The export is being made")
+    link = wait(lambda: DOWNLOAD.search(person.get(exports).text), lambda: text(person.get(exports).text))
+    first = person.browser.get(link[1], headers={"Range": "bytes=0-4999"})
+    rest = person.browser.get(link[1], headers={"Range": "bytes=5000-", "If-Range": first.headers["ETag"]})
+    assert (first.status_code, rest.status_code) == (206, 206)
+    with tarfile.open(fileobj=io.BytesIO(first.content + rest.content)) as archive:
+        found = {name.split("/", 1)[1]: archive.extractfile(name) for name in archive.getnames()}
+        dump = found["database.sql.gz"]
+        assert {"README.md", "SHA256SUMS", "media.csv", "configuration/signing.key", "decoder/decode.mjs"} <= set(found)
+        assert dump is not None
+        sql = gzip.decompress(dump.read()).decode()
+    assert all(f'"{word}"' in sql.replace("\\", "") for word in words)

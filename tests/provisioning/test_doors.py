@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from accounts.models import User
 from audit.models import AuditEvent
-from backups.models import Proof, Restore, Store
+from backups.models import Export, Proof, Restore, Store
 from provisioning import services
 from provisioning.models import Operation
 from tenants.models import Domain, Invitation, Membership, Organisation, Plan, Server, Subscription
@@ -43,7 +43,8 @@ def theirs(server: Server, organisation: Organisation, bob: User, provider: Scri
     domain = Domain.objects.create(organisation=organisation, name="example.org", token="t", proved=timezone.now())
     invitation = Invitation.objects.create(organisation=organisation, email="dora@example.org", role="member")
     store = Store.objects.create(code="here", name="Here", kind="folder", folder="/var/backups/hearth")
-    Restore.objects.create(operation=operation, source=server, store=store, mode="beside", holds="copy")
+    restore = Restore.objects.create(operation=operation, source=server, store=store, mode="beside", holds="copy")
+    export = Export.objects.create(restore=restore, what="everything")
     proof = Proof.objects.create(server=server, kind="reading", begun=timezone.now(), result="passed")
     return {
         "slug": organisation.slug,
@@ -52,6 +53,7 @@ def theirs(server: Server, organisation: Organisation, bob: User, provider: Scri
         "domain_id": domain.pk,
         "invitation_id": invitation.pk,
         "restore_id": operation.pk,
+        "export_id": export.pk,
         "proof_id": proof.pk,
         "member_id": organisation.memberships.get(role="owner").pk,
     }

@@ -50,8 +50,6 @@ from security.streams import DataKey
 README = Path(__file__).with_name("export.md")
 DECODER = Path(__file__).with_name("decoder")
 CONFIGURATION = "configuration"
-PURPOSE = "backup.export"
-"""Of the data key that seals an archive."""
 SAFE = {"fsync": "on", "full_page_writes": "on"}
 """A machine that fails meanwhile must not leave a database that only looks whole: the export goes on with it."""
 _READ = 1 << 20
@@ -205,7 +203,7 @@ class Exporter:
             raise RestoreError("Nobody gives a key to seal the archive with. Nothing was kept.", code="BadRequest")
         name = f"{names.exports(self._wanted.archive)}{os.urandom(4).hex()}.tar"
         try:
-            identity, key = self._keys.fresh(PURPOSE, name)
+            identity, key = self._keys.fresh(names.EXPORT_PURPOSE, name)
         except (SecurityError, OSError) as error:
             text = f"Hearth gives no key for the archive now: {error} What was fetched stays."
             raise RestoreError(text, code="KeysAway", retry=True) from None

@@ -68,7 +68,8 @@ class LocalProvider:
     def recover(self, spec: ServerSpec, recovery: Recovery, *, fence: int, progress: Progress) -> None:
         """Begin to bring a server's backups back into a new instance, or go on with it."""
         texts = {"source": recovery.source, "holder": recovery.holder, "module": recovery.module}
-        wanted = {**texts, "request": dict(recovery.request), "files": dict(recovery.files)}
+        wanted: dict[str, Any] = {**texts, "request": dict(recovery.request), "files": dict(recovery.files)}
+        wanted["export"] = dict(recovery.export)
         self._call({"verb": "recover", "spec": _plain(spec), "recovery": wanted, "fence": fence}, progress)
 
     def recovering(self, instance: str) -> Recovering:

@@ -4,9 +4,10 @@
     recovery/request.json   the same with where things are now, which another start of the agent may see elsewhere
     recovery/outcome.json   how it stands: while it says `running`, the agent goes on with it at each of its starts
     recovery/work/          the program's own, with which it goes on where it was cut off
+    recovery/export/        what is given out in open formats, until it is sealed in the store
 
-The program speaks lines of JSON: `restore-begins`, `restore` about once a second, and at its end `restored` or
-`restore-failed`. One that ends without either has crashed, and is started again a few times.
+The program speaks lines of JSON: `restore-begins`, `restore` about once a second, and at its end `restored`,
+`exported` or `restore-failed`. One that ends without either has crashed, and is started again a few times.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ from provisioning.providers.local.keys import verify_key
 from provisioning.providers.local.processes import Process, describe_exit, read_lines
 from security.durable import replace_file
 
-OURS = ("wanted.json", "request.json", "outcome.json", "work")
+OURS = ("wanted.json", "request.json", "outcome.json", "work", "export")
 STOP_SECONDS = 20.0
 CRASHES = 5
 """In one recovery, after which it has failed; between them the agent waits 1, 2, 3, … seconds."""
 SPARE = 2**30
 """Bytes of the disk that a recovery leaves to the servers that live here."""
-RESTORE, SETTLE = "restore", "settle"
+RESTORE, SETTLE, EXPORT = "restore", "settle", "export"
 
 
 class Recovery:
@@ -73,10 +74,11 @@ class Recovery:
         engine.make_folder(self.path, self._folder.unit.gid)
         for name, data in files.items():
             replace_file(self.path / name, data)
-        asked = {"request": request, "holder": str(wanted["holder"]), "password": secrets["database"]}
+        export = dict(wanted.get("export") or {})
+        asked = {"request": request, "holder": str(wanted["holder"]), "password": secrets["database"], "export": export}
         write(self.path / "wanted.json", json.dumps(asked))
         restored = bool(self._note.get("restored"))
-        verb = SETTLE if restored else RESTORE
+        verb = EXPORT if export else SETTLE if restored else RESTORE
         note = {"module": str(wanted["module"]), "verb": verb, "files": sorted(files), "restored": restored}
         self._write({**note, "state": "running"})
         self.resume()
@@ -159,6 +161,8 @@ class Recovery:
         if kind == "restored":
             found = {name: value for name, value in event.items() if name not in ("at", "event")}
             return {"state": "done", "result": found, "restored": True}
+        if kind == "exported":  # and nothing is left here that could run
+            return {"state": "done", "result": {name: event[name] for name in event if name not in ("at", "event")}}
         if kind == "restore-failed":
             if event.get("code") == "Cancelled":
                 return {"state": "cancelled"}
@@ -196,7 +200,7 @@ class Recovery:
         asked = json.loads((self.path / "wanted.json").read_text(encoding="utf-8"))
         request, holder = asked["request"], asked["holder"]
         roles = {SUPERUSER: folder.unit.superuser_password, configuration.ROLE: asked["password"]}
-        return {
+        whole = {
             **request,
             "data": str(folder.data),
             "media": str(folder.places.media),
@@ -208,6 +212,8 @@ class Recovery:
             "hearth": engine.hearth(Credentials(folder.machine.servers / holder / "identity", holder)),
             "settle": {**(request.get("settle") or {}), "passwords": roles},
         }
+        export = asked.get("export") or {}
+        return {**export, "request": whole, "into": str(self.path / EXPORT)} if export else whole
 
 
 def _told(note: Mapping[str, Any]) -> Recovering:
