@@ -39,6 +39,7 @@ SERVER = {
             "maxLength": 63,
         },
         "stopped": {"type": "boolean", "description": "Whether no process of Synapse may run."},
+        "copied": {"type": "boolean", "description": "Whether its database was made as a copy of another one."},
         "recovery": {
             "type": "object",
             "description": "How far the operator is with spec.recovery.",

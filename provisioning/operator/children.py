@@ -53,6 +53,8 @@ class Database:
     healthy: bool
     hibernated: bool
     message: str = ""
+    copied: bool = False
+    """Whether it was made as a copy of another database."""
     archiving: bool | None = None
     backed_up: bool | None = None
 
@@ -140,6 +142,7 @@ def _database(found: Mapping[str, Any]) -> Database:
         healthy=bool(_truth(conditions.get("Ready"))) and not annotated,
         hibernated=annotated and bool(_truth(conditions.get("cnpg.io/hibernation"))),
         message=str(status.get("phaseReason") or ""),
+        copied="pg_basebackup" in (found["spec"].get("bootstrap") or {}),
         archiving=_truth(conditions.get("ContinuousArchiving")),
         backed_up=_truth(conditions.get("LastBackupSucceeded")),
     )

@@ -52,6 +52,8 @@ class Plan:
     """Whether no process of Synapse may run."""
     recovery: Mapping[str, Any] | None = None
     """How far the server's recovery is, as its status says it."""
+    copied: bool = False
+    """Whether the database was made as a copy: how it was made stays said as it is."""
     copies: bool = False
     """Whether the database is to be made as a copy of what was brought back."""
     rests: bool = False
@@ -61,14 +63,16 @@ class Plan:
         """Say whether something else is to be done than by another one."""
         return any(
             getattr(self, name) != getattr(other, name)
-            for name in ("step", "message", "spec", "stops", "copies", "rests")
+            for name in ("step", "message", "spec", "stops", "copied", "copies", "rests")
         )
 
 
 def make(spec: Mapping[str, Any], generation: int, status: Mapping[str, Any], seen: Observed) -> Plan:
     """Return the plan for this moment."""
     plan = _giving_way(_made(spec, generation, status, seen), seen)
-    return replace(plan, recovery=recovery.progress(spec, status, seen))
+    database = seen.database()
+    copied = database is not None and database.copied
+    return replace(plan, recovery=recovery.progress(spec, status, seen), copied=copied)
 
 
 def _giving_way(plan: Plan, seen: Observed) -> Plan:

@@ -378,7 +378,7 @@ def _asked(server: Mapping[str, Any], plan: planning.Plan) -> Asked:
     """Return what is to be rendered for a plan."""
     whose = str((server["metadata"].get("labels") or {}).get(SERVER_LABEL) or "")
     recovery = {"copies": plan.copies, "rests": plan.rests} if "recovery" in plan.spec else None
-    return Asked(plan.spec, plan.stops, whose, recovery)
+    return Asked(plan.spec, plan.stops, whose, plan.copied, recovery)
 
 
 def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -80,6 +80,8 @@ class Asked:
     stops: bool = False
     whose: str = ""
     """The id of the server whose data these are, where that is known."""
+    copied: bool = False
+    """Whether the database was made as a copy of another one."""
     recovery: Mapping[str, bool] | None = None
     """How far the operator is with `spec.recovery`."""
 
@@ -152,7 +154,7 @@ class Rendering:
     @contextlib.asynccontextmanager
     async def of(self, owner: Owner, asked: Asked) -> AsyncIterator[Rendered]:
         """Give a server's documents for one turn."""
-        whole = [owner.uid, asked.spec, asked.stops, asked.whose, asked.recovery]
+        whole = [owner.uid, asked.spec, asked.stops, asked.whose, asked.copied, asked.recovery]
         plan = blake2b(orjson.dumps(whole, option=orjson.OPT_SORT_KEYS), digest_size=12).digest()
         known = self._known.get(owner.namespace)
         live = self._store.children(owner.namespace)
@@ -198,6 +200,7 @@ class Rendering:
         server = {"name": owner.name, "namespace": owner.namespace, "uid": owner.uid, "stopped": asked.stops}
         server |= {"arrangement": arrangement.STOPPED if asked.stops else arrangement.of(spec)}
         server |= {"id": asked.whose} if asked.whose else {}
+        server |= {"copied": True} if asked.copied else {}
         server |= {"recovery": dict(asked.recovery)} if asked.recovery is not None else {}
         values = {"server": server | {"organisation": spec["organisation"]}, "spec": spec}
         found: list[tuple[str, Place]] = []

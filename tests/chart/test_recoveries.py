@@ -12,6 +12,7 @@ from tests.chart.test_objects import policies_of, reached, selects
 
 Object = dict[str, Any]
 VOLUME: Object = {"media": {"s3": None, "volume": {"size": "20Gi", "class": "encrypted"}}}
+LIVING = values.monolith(recovery=values.RECOVERY)["recovery"]["from"]["namespace"]
 POSTGRES = {"podSelector": {"matchLabels": {"cnpg.io/cluster": "postgres"}}}
 
 
@@ -40,7 +41,7 @@ def test_its_pod_reaches_databases_the_store_and_hearth_alone() -> None:
     found = [(peer, [port["port"] for port in ports]) for peer, ports in reached(rendered, "recovery")]
     assert (POSTGRES, [5432]) in found
     living = {
-        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": values.RECOVERY["from"]["namespace"]}}
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": LIVING}}
     }
     assert (POSTGRES | living, [5432]) in found
     assert {tuple(ports) for peer, ports in found if "ipBlock" in peer} == {(443, 18000)}

@@ -60,7 +60,7 @@ def secret(revision: str) -> dict[str, Any]:
 def test_a_database_is_made_from_what_was_brought_back_and_synapse_starts_when_all_is_there(
     operator: Operator, servers: Servers, pods: Recovering
 ) -> None:
-    server = servers.make(large(recovery=WANTED))
+    server = servers.make(large(recovery=WANTED, routing={"unrouted": True}))
     namespace = server.namespace
     server.wait("Ready", "False", "Recovering")
     told(server, revision="v1", mode="restore", state="running")
@@ -96,7 +96,17 @@ def test_a_database_is_made_from_what_was_brought_back_and_synapse_starts_when_a
     server.api.wait("the pod's end", lambda: server.child(STATEFUL, "recovery") is None)
     assert pods.asked[namespace] == asked, "nobody is asked for nothing"
     assert told(server, state="done")["revision"] == "v2", "what was done stays said"
-    assert set(server.need(DATABASE, "postgres")["spec"]["bootstrap"]) == {"initdb"}
+    assert server.need(DATABASE, "postgres")["spec"]["bootstrap"] == database["spec"]["bootstrap"]
+    _gets_its_routes(server)
+
+
+def _gets_its_routes(server: Server) -> None:
+    assert server.condition("CertificateReady")["reason"] == "Unrouted"
+    assert server.child(INGRESS, "synapse") is None
+    assert server.child(CERTIFICATE, "synapse") is None
+    server.change(routing={"unrouted": None})
+    server.wait_child(INGRESS, "synapse", lambda _: True)
+    server.wait("CertificateReady", "True", "Issued")
 
 
 def test_what_is_there_is_settled_and_never_brought_back_over(
@@ -120,10 +130,6 @@ def test_what_is_there_is_settled_and_never_brought_back_over(
     server.wait_ready()
     assert "recovery" not in server.status()
 
-
-def test_a_closed_server_has_a_database_and_no_process(operator: Operator, servers: Servers) -> None:
-    server = servers.make(large())
-    server.wait_ready()
     server.change(closed=True)
     server.wait("Ready", "False", "Closed")
     server.wait("Progressing", "False")
@@ -133,14 +139,3 @@ def test_a_closed_server_has_a_database_and_no_process(operator: Operator, serve
     assert annotations["cnpg.io/hibernation"] == "off"
     server.change(closed=None)
     server.wait_ready()
-
-
-def test_a_server_that_nobody_outside_reaches_is_ready(operator: Operator, servers: Servers) -> None:
-    server = servers.make(large(routing={"unrouted": True}))
-    server.wait_ready()
-    assert server.condition("CertificateReady")["reason"] == "Unrouted"
-    assert server.child(INGRESS, "synapse") is None
-    assert server.child(CERTIFICATE, "synapse") is None
-    server.change(routing={"unrouted": None})
-    server.wait_child(INGRESS, "synapse", lambda _: True)
-    server.wait("CertificateReady", "True", "Issued")

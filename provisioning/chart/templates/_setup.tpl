@@ -62,6 +62,7 @@
   "stopped" (or $idle (.Values.server.stopped | default false))
   "routed" $routed
   "restores" $restores
+  "copied" (or $restores (.Values.server.copied | default false))
   "rests" $progress.rests
   "database" (or (not $restores) $progress.copies)
   "host" $host
