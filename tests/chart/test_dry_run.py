@@ -37,10 +37,17 @@ def pods(rendered: Rendered, namespace: str) -> list[Object]:
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {**template["metadata"], "name": name, "namespace": namespace},
-            "spec": template["spec"],
+            "spec": {**template["spec"], "volumes": [*template["spec"]["volumes"], *claims(rendered, name)]},
         }
         for name, template in rendered.pods().items()
     ]
+
+
+def claims(rendered: Rendered, name: str) -> list[Object]:
+    """Return the volumes that a StatefulSet's controller adds."""
+    spec = rendered.get(f"StatefulSet/{name}", {}).get("spec", {})
+    names = [each["metadata"]["name"] for each in spec.get("volumeClaimTemplates", [])]
+    return [{"name": each, "persistentVolumeClaim": {"claimName": f"{each}-{name}-0"}} for each in names]
 
 
 def apply(api: Api, each: Object, *, dry_run: bool = True) -> Object:
@@ -61,12 +68,13 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "suspended": {"suspended": {"message": "x"}},
     "backed up": {"backup": values.BACKUP},
 }
+CASES = [
+    (name, extra) for name in SERVERS for label, extra in EXTRAS.items() if (name, label) != ("managed", "backed up")
+]
+CASES.append(("monolith", {"recovery": values.RECOVERY}))
 
 
-@pytest.mark.parametrize(
-    ("name", "extra"),
-    [(name, extra) for name in SERVERS for label, extra in EXTRAS.items() if (name, label) != ("managed", "backed up")],
-)
+@pytest.mark.parametrize(("name", "extra"), CASES)
 def test_all_objects_and_pods_are_taken(name: str, extra: dict[str, Any], restricted: str, api: Api) -> None:
     spec = SERVERS[name](priorityClass=None, **extra)
     rendered = render(spec, namespace=restricted, uid="")

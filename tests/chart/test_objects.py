@@ -334,7 +334,7 @@ def test_no_secret_is_in_a_config_map() -> None:
 
 def test_one_budget_for_each_pod() -> None:
     """Two budgets over one pod would stop every drain."""
-    extras: list[Object] = [{}, {"suspended": {}}, {"backup": values.BACKUP}]
+    extras: list[Object] = [{}, {"suspended": {}}, {"backup": values.BACKUP}, {"recovery": values.RECOVERY}]
     for extra in extras:
         rendered = render(values.workers(**extra))
         for name, pod in rendered.pods().items():

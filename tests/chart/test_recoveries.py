@@ -40,9 +40,7 @@ def test_its_pod_reaches_databases_the_store_and_hearth_alone() -> None:
     rendered = recovering()
     found = [(peer, [port["port"] for port in ports]) for peer, ports in reached(rendered, "recovery")]
     assert (POSTGRES, [5432]) in found
-    living = {
-        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": LIVING}}
-    }
+    living = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": LIVING}}}
     assert (POSTGRES | living, [5432]) in found
     assert {tuple(ports) for peer, ports in found if "ipBlock" in peer} == {(443, 18000)}
     (own,) = [each for each in policies_of(rendered, "recovery") if each.get("ingress")]
