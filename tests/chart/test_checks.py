@@ -24,7 +24,9 @@ KINDS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 SUSPENDED = {"suspended": {"message": "Please pay."}}
 BACKUP = {"backup": values.BACKUP}
-CASES = [(name, extra) for name in KINDS for extra in ({}, SUSPENDED, BACKUP) if (name, extra) != ("managed", BACKUP)]
+CASES: list[tuple[str, dict[str, Any]]] = [
+    (name, extra) for name in KINDS for extra in ({}, SUSPENDED, BACKUP) if (name, extra) != ("managed", BACKUP)
+]
 CASES.append(("monolith", {"recovery": values.RECOVERY}))
 cases = pytest.mark.parametrize(
     ("name", "extra"), CASES, ids=[f"{name}-{next(iter(more), '')}" for name, more in CASES]

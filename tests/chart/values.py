@@ -29,7 +29,7 @@ BACKUP = {
 }
 """What makes a server be backed up."""
 
-RECOVERY = {
+RECOVERY: dict[str, Any] = {
     "image": "images.example/hearth-backup:1",
     "secret": {"revision": "v1"},
     "identity": "5b1d6f0e-7c1a-4c57-9a43-6d0f2a3b4c5d",
