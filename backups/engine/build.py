@@ -5,9 +5,8 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from backups.engine.agent import Engine
 from backups.engine.settings import FolderStoreAt, HearthAt, S3StoreAt, Settings, SettingsError
 from backups.engine.stores.base import Store
 from backups.engine.stores.opening import opened
@@ -16,9 +15,14 @@ from security.streams import DataKey
 from security.transport.client import InternalClient
 from security.transport.errors import Unreachable
 
+if TYPE_CHECKING:
+    from backups.engine.agent import Engine
+
 
 def build(settings: Settings) -> Engine:
     """Return the engine, not yet running. Raises `SettingsError`, `StoreError`."""
+    from backups.engine.agent import Engine  # noqa: PLC0415 (what is not used is not imported)
+
     if settings.hearth is None:
         raise SettingsError("The settings don't say where Hearth is, and without it there are no data keys.")
     hearth = Hearth(settings.hearth)

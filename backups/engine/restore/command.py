@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -36,13 +36,15 @@ from backups.engine.restore.folder import Folder, Reached
 from backups.engine.restore.media import MediaFetch, ObjectDamaged
 from backups.engine.restore.plan import Plan
 from backups.engine.restore.request import Request
-from backups.engine.restore.settle import Settled
 from backups.engine.restore.supply import AHEAD
 from backups.engine.restore.telling import Telling
 from backups.engine.settings import SettingsError
 from backups.engine.stores.base import Store, StoreError
 from security.streams import StreamError
 from security.streams.flow import Keys
+
+if TYPE_CHECKING:
+    from backups.engine.restore.settle import Settled
 
 
 class Restore:

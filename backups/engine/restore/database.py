@@ -11,24 +11,26 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from backups.engine.contents import MANIFEST, ContentError
 from backups.engine.database import lsn
 from backups.engine.objects import Vault
-from backups.engine.restore import amcheck, disk, plan, replay
+from backups.engine.restore import disk, plan, replay
 from backups.engine.restore.errors import RestoreError
 from backups.engine.restore.fetch import Base, ahead
 from backups.engine.restore.folder import Folder, Reached
 from backups.engine.restore.plan import Plan
 from backups.engine.restore.replay import Server, TooShort
 from backups.engine.restore.request import Request, Settle
-from backups.engine.restore.settle import Settled, connected, sequences, settle
 from backups.engine.restore.supply import Supply, WalDamaged
 from backups.engine.restore.telling import Telling
 from backups.engine.stores.base import StoreError
 from security.streams import DataKey, StreamError
+
+if TYPE_CHECKING:
+    from backups.engine.restore.settle import Settled
 
 Timed = Callable[[str], contextlib.AbstractContextManager[Any]]
 
@@ -168,6 +170,9 @@ class Database:
         return reached
 
     def _settle(self, wanted: Settle) -> Settled:
+        from backups.engine.restore import amcheck  # noqa: PLC0415 (what is not used is not imported)
+        from backups.engine.restore.settle import connected, sequences, settle  # noqa: PLC0415 (as above)
+
         state = self._folder.state
         state.moment = self._it.need.to or self._it.need.point.at
         with self._folder.sockets() as sockets, self._server().running(sockets, None, {}) as server:

@@ -12,22 +12,22 @@ import traceback
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backups.engine import memory
 from backups.engine.build import Hearth, open_store
 from backups.engine.objects import KeyService
 from backups.engine.progress import Progress
-from backups.engine.restore.again import settle_again
 from backups.engine.restore.command import Restore
 from backups.engine.restore.errors import Cancelled, RestoreError
-from backups.engine.restore.export import Export, Exporter
-from backups.engine.restore.export import load as load_export
 from backups.engine.restore.keys import OpenKeys
 from backups.engine.restore.request import Request, load
 from backups.engine.settings import SettingsError
 from backups.engine.stores.base import StoreError
 from security.streams import DataKey
+
+if TYPE_CHECKING:
+    from backups.engine.restore.export import Export
 
 Ask = Callable[[uuid.UUID], DataKey]
 DONE, FAILED, CANCELLED = 0, 1, 3
@@ -45,6 +45,8 @@ def main(path: Path) -> int:
 
 def export(path: Path) -> int:
     """Carry out the export that a file asks for, and return the exit code. It ends with `exported`, or as a restore."""
+    from backups.engine.restore.export import load as load_export  # noqa: PLC0415 (what is not used is not imported)
+
     progress = Progress()
     try:
         wanted = load_export(path)
@@ -56,6 +58,8 @@ def export(path: Path) -> int:
 
 def settle(path: Path) -> int:
     """Apply what a file's request says once more to what it restored, and return the exit code. Asks for no keys."""
+    from backups.engine.restore.again import settle_again  # noqa: PLC0415 (as above)
+
     progress = Progress()
     stop = _stopped_by_signals()
     return _told(progress, lambda: settle_again(load(path), progress, stop))
@@ -73,6 +77,8 @@ def run(request: Request, ask: Ask, progress: Progress) -> int:
 
 def run_export(wanted: Export, ask: Ask, progress: Progress, keys: KeyService | None = None) -> int:
     """Export, as `run` restores. `keys` gives the key of an archive."""
+    from backups.engine.restore.export import Exporter  # noqa: PLC0415 (as above)
+
     memory.keep_little()
     stop = _stopped_by_signals()
     return _told(

@@ -56,6 +56,8 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
         self._heard = time.monotonic()
+        self._told = threading.Event()
+        """Set by whatever it says, and by its end."""
 
     @contextlib.contextmanager
     def running(self, sockets: Path, supply: Supply | None, options: dict[str, str]) -> Iterator[Server]:
@@ -88,7 +90,8 @@ class Server:
                     code="ReplayStuck",
                     retry=True,
                 )
-            time.sleep(_TURN)
+            self._told.wait(_TURN)
+            self._told.clear()
         return self._reached()
 
     def end(self) -> None:
@@ -98,7 +101,8 @@ class Server:
         while self._process.poll() is None:
             if self._stop.is_set():
                 raise Cancelled
-            time.sleep(_TURN / 2)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_TURN)
         self._join()
         if self._process.returncode != 0:
             raise self._ended()
@@ -140,6 +144,8 @@ class Server:
                 self._heard = time.monotonic()
                 self.lines.append(line.decode(errors="replace").rstrip())
                 del self.lines[1:-_KEPT]
+                self._told.set()
+        self._told.set()
 
     def _join(self) -> None:
         if self._reader is not None:

@@ -61,6 +61,7 @@ AUTHORITIES = "SSL_CERT_FILE"
 """The variable by which OpenSSL's own programs are told whom to trust; empty: the public authorities."""
 _RETRIED = {"StoreAway", "StoreDamaged"}
 _PASSING = {0, 408, 409, 429}
+"""Answers that time mends; so do those from 500 on, but for 501."""
 _NAMED = {"NoSuchKey", "NoSuchUpload", "NoSuchVersion", "404", "NotFound"}
 
 
@@ -228,11 +229,8 @@ class Connection:
             return self.fault("StoreMisused", what, reason="the bucket's name is taken, or it knows no such rule")
         kind = _CODES.get(code) or _CODES.get(str(status))
         if kind is None:
-            kind = (
-                "StoreAway"
-                if (status >= 500 and status != 501) or status in {408, 409, 429} or not status
-                else "StoreMisused"
-            )
+            passing = status in _PASSING or (status >= 500 and status != 501)
+            kind = "StoreAway" if passing else "StoreMisused"
         return self.fault(kind, what, code or str(status), _SKEWED if code == "RequestTimeTooSkewed" else "")
 
     def _away(self, error: Exception, what: str) -> StoreError:

@@ -20,7 +20,8 @@ from backups.engine.stores.memory import MIB, Memory
 RANGE = 4 * MIB
 AHEAD = 3
 """Ranges on their way beside the one that is read."""
-PIECE = MIB
+PIECE = MIB // 2
+"""A block of the heap, which is used again; from 1 MiB on each would be new memory (`engine.memory`)."""
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _FIRST_PAUSE = 0.2
 _LONGEST_PAUSE = 10.0

@@ -134,7 +134,7 @@ def test_a_passing_fault_while_reading(
 def test_a_lasting_fault_while_reading(store: S3Store, proxy: S3Faults) -> None:
     store.put("wal/1", [noise(40 * MIB)])
     pieces = store.get("wal/1")
-    assert len(next(pieces)) == MIB
+    assert 0 < len(next(pieces)) <= MIB
     with proxy.rule("GET", status=503), pytest.raises(StoreError, match="could not be read") as caught:
         list(pieces)
     assert caught.value.code == "StoreAway"
