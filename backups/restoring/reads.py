@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from django.db.models import Exists, OuterRef
 
@@ -47,6 +48,20 @@ def kept(server: Server) -> list[Kept]:
     newest = max((row.switched for row in found if row.holds == Holds.BEFORE and row.switched), default=None)
     busy = _busy(server)
     return [Kept(row, row.holds == Holds.BEFORE and row.switched == newest, str(row.pk) in busy) for row in found]
+
+
+def knows_less(server: Server, moment: datetime) -> bool:
+    """Return whether the server may lack accounts that its backup of `moment` has: its history is another since then.
+
+    It was restored to a moment before that one, or went back to what it had before a restore. What it says of who is
+    locked, and who administers it, is no word then on those whom it never knew.
+    """
+    rows = Operation.objects.filter(server=server, kind__in=BROUGHT_BACK, state=Operation.State.SUCCEEDED)
+    changes = list(rows.filter(finished__gt=moment).values_list("kind", "wanted"))
+    if any(kind == Operation.Kind.GO_BACK for kind, _ in changes):
+        return True
+    restores = Restore.objects.filter(pk__in=[wanted["restore"] for _, wanted in changes])
+    return any(to is None or to < moment for to in restores.values_list("moment", flat=True))
 
 
 def _busy(server: Server) -> set[str]:

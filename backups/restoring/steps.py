@@ -24,6 +24,7 @@ from backups.exporting import requests
 from backups.models import Restore
 from backups.restoring import choices, grants
 from backups.restoring.away import patient
+from backups.restoring.reads import knows_less
 from backups.restoring.verbs import Kind
 from provisioning import checks, services
 from provisioning.engine import MAX_ATTEMPTS
@@ -263,7 +264,8 @@ def _asked(context: Context, row: Restore, grant: uuid.UUID) -> tuple[ServerSpec
 def _call(context: Context, row: Restore, asked: tuple[ServerSpec, Recovery], *, since: Any) -> None:
     spec, found = asked
     grant = uuid.UUID(found.request["grant"])
-    request = {**found.request, "settle": recoveries.settle(since, older=context.operation.kind == Kind.GO_BACK)}
+    older = context.operation.kind == Kind.GO_BACK or (row.moment is not None and knows_less(row.source, row.moment))
+    request = {**found.request, "settle": recoveries.settle(since, older=older)}
     context.provider.recover(spec, replace(found, request=request), fence=context.fence, progress=context.log)
     now = timezone.now()
     opened = {} if grant in (row.grant, row.instance) else {"grant": grant, "grant_fence": context.fence}

@@ -99,6 +99,28 @@ def test_and_back_again(berry: Server, provider: ScriptedProvider, alice: User) 
         verbs.go_back(alice, restore=row, confirm=berry.server_name)
 
 
+def test_who_was_restored_before_unlocks_nobody_whom_it_never_knew(
+    berry: Server, provider: ScriptedProvider, alice: User
+) -> None:
+    first = switch(alice, berry)
+    bring_back(provider, first)
+    said = {"locked": ["@mallory:berry"], "admins": ["@admin:berry"], "devices": [["@a:berry", "d"]]}
+    provider.known_since = said
+    later = verbs.restore(alice, server=berry, mode="beside", moment=hour_ago() + timedelta(minutes=30))
+    look(later.operation)
+    assert provider.recoveries[str(later.instance)].request["settle"] == {
+        "sessions": "keep",
+        "since": {"devices": [["@a:berry", "d"]]},
+        "lock": ["@mallory:berry"],
+    }, "accounts that were made within that half hour it does not know"
+    services.cancel_operation(alice, operation=later.operation)
+    look(Operation.objects.get(kind="drop"))
+    earlier = verbs.restore(alice, server=berry, mode="beside", moment=hour_ago() - timedelta(minutes=30))
+    look(earlier.operation)
+    settle = provider.recoveries[str(earlier.instance)].request["settle"]
+    assert settle == {"sessions": "keep", "since": said}, "whom that moment knew, it knows too"
+
+
 def test_the_newest_restore_is_gone_back_from_first(berry: Server, provider: ScriptedProvider, alice: User) -> None:
     first, second = switch(alice, berry), None
     bring_back(provider, first)
