@@ -25,7 +25,7 @@ from provisioning.providers.local.postgres import BIN
 from tests.backups.clusters import Cluster
 from tests.backups.engine.conftest import wait_for
 from tests.backups.restore.conftest import ROOT, Server
-from tests.bench.floor import free_ports
+from tests.backups.restore.ports import steady
 
 PASSWORD = "a-word-of-its-own"
 
@@ -54,12 +54,12 @@ class Ports:
             found = self.status_now()
             return found if wanted.items() <= found.items() else None
 
-        return dict(wait_for(reached))
+        return dict(wait_for(reached, 180))
 
 
 @pytest.fixture
 def ports() -> Ports:
-    return Ports(*free_ports(2))
+    return Ports(*steady(2))
 
 
 def written(server: Server, **changes: Any) -> Path:
@@ -128,7 +128,7 @@ def test_it_goes_on_where_it_was_killed_and_gives_its_database_away_whole(server
     folder = written(server)
     processes = [begun(server, folder, ports)]
     with ended(processes):
-        wait_for(lambda: ports.status_now().get("step", "begin") != "begin")
+        wait_for(lambda: ports.status_now().get("step", "begin") != "begin", 180)
         killed(processes[-1])
         processes.append(begun(server, folder, ports))
         found = ports.wait(state="serving")

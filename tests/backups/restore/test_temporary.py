@@ -18,7 +18,7 @@ from backups.engine.restore.request import Request
 from backups.engine.settings import FolderStoreAt, Tools
 from provisioning.providers.local.processes import Command, passage, spawn_argv
 from tests.backups.clusters import NOBODY
-from tests.bench.floor import free_ports
+from tests.backups.restore.ports import steady
 from tests.left_out import leave_out
 from tests.prepare import postgres_tls
 from tests.tls import Authority
@@ -69,7 +69,7 @@ def restored(place: Path) -> Request:
 
 
 def test_it_is_copied_by_one_role_that_knows_it_by_its_certificate(place: Path) -> None:
-    (port,) = free_ports(1)
+    (port,) = steady(1)
     authority, other = Authority(place, "authority"), Authority(place, "other")
     pair = authority.issue("recovery", ["localhost"])
     request = restored(place)
