@@ -17,7 +17,7 @@ from provisioning.operator.children import SERVERS
 from provisioning.operator.differences import compare
 from provisioning.operator.kube.access import Access, Credentials
 from provisioning.operator.kube.client import Client
-from provisioning.operator.kube.places import MANY, PATIENCE, PAUSE, SHARE, Places
+from provisioning.operator.kube.places import LONGEST_PAUSE, MANY, PATIENCE, PAUSE, SHARE, WHILE, Places
 from provisioning.operator.metrics import Metrics
 from provisioning.operator.notices import Notices
 from provisioning.operator.ownership import Owner
@@ -109,6 +109,27 @@ def test_while_many_changes_come_the_patient_wait_though_places_are_free() -> No
         return before, order.had
 
     assert asyncio.run(run()) == (["urgent"], ["urgent", "patient"])
+
+
+@pytest.mark.parametrize(("between", "waits"), [(0.0, False), (0.9 * WHILE / MANY, True), (1.1 * WHILE / MANY, False)])
+def test_changes_that_come_slowly_are_waited_for_longer_and_rare_ones_not_at_all(between: float, waits: bool) -> None:
+    async def run() -> list[str]:
+        clock = [0.0]
+        places = Places(4, clock=lambda: clock[0])
+        order = Order(places)
+        for number in range(MANY):
+            clock[0] = number * between
+            async with places.take(urgent=True):
+                pass
+        clock[0] += PAUSE
+        patient = await order.ask("patient")
+        before = list(order.had)
+        clock[0] += LONGEST_PAUSE
+        async with asyncio.timeout(60):
+            await patient
+        return before
+
+    assert asyncio.run(run()) == ([] if waits else ["patient"])
 
 
 def test_who_was_kept_waiting_for_long_is_not_kept_any_more() -> None:

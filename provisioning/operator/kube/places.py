@@ -14,8 +14,9 @@ from collections.abc import AsyncIterator, Callable
 
 PATIENCE = 10.0  # seconds for which the urgent may keep the patient waiting
 SHARE = 4  # of that many places, one goes to a patient request that has waited longer
-MANY, WHILE = 16, 2.0  # so many urgent requests in so many seconds, and more are expected
-PAUSE = 0.25  # seconds without an urgent request after which no more are expected
+MANY, WHILE = 16, 3.0  # so many urgent requests in so many seconds, and more are expected
+PAUSE, LONGEST_PAUSE = 0.25, 1.0  # seconds without an urgent request after which no more are expected
+GAPS = 4.0  # a pause is as long as so many of the times between two, because a busy API server tells of them slowly
 
 
 class Places:
@@ -80,7 +81,10 @@ class Places:
     def _expected(self, now: float) -> bool:
         """Say whether more urgent requests are about to come."""
         came = self._urgent
-        return len(came) == MANY and now - came[0] < WHILE and now - came[-1] < PAUSE
+        if len(came) < MANY or now - came[0] >= WHILE:
+            return False
+        pause = GAPS * (came[-1] - came[0]) / (MANY - 1)
+        return now - came[-1] < min(LONGEST_PAUSE, max(PAUSE, pause))
 
     def _look_again(self) -> None:
         if self._timer is None:
