@@ -14,8 +14,7 @@ from django.urls import reverse
 
 from accounts.models import User
 from audit.models import AuditEvent
-from backups.exporting import downloads, verbs
-from backups.exporting.downloads import Span, Unsatisfiable
+from backups.exporting import verbs
 from backups.models import Export
 from tenants.models import Server
 from tests.backups.exporting.exported import carry_out
@@ -129,27 +128,3 @@ def test_the_page_says_why_something_is_refused(berry: Server, alice: User) -> N
     said = {"what": "tables", "tables": ["users"], "others": "state_events, rooms"}
     assert client.post(address, said).status_code == 302
     assert Export.objects.get().tables == ["users", "state_events", "rooms"]
-
-
-@pytest.mark.parametrize(
-    ("header", "found"),
-    [
-        ("bytes=0-", Span(0, 10)),
-        ("bytes=3-5", Span(3, 6)),
-        ("bytes=3-99", Span(3, 10)),
-        ("bytes=-99", Span(0, 10)),
-        ("bytes=5-3", None),
-        ("bytes=-", None),
-        ("bytes=0-1,3-4", None),
-        ("lines=1-2", None),
-        ("bytes=99999999999999999999-", None),
-    ],
-)
-def test_ranges(header: str, found: Span | None) -> None:
-    assert downloads.span(header, 10) == found
-
-
-@pytest.mark.parametrize("header", ["bytes=10-", "bytes=10-12", "bytes=-0"])
-def test_ranges_that_there_are_not(header: str) -> None:
-    with pytest.raises(Unsatisfiable):
-        downloads.span(header, 10)
