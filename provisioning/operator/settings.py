@@ -68,7 +68,10 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     option("diagnose-after", "15", "seconds before it is asked why a server does not come up")
     option("probe-again", "300", "seconds between two looks at whether a server that is Ready still answers")
     option("log", "info", "how much to log: debug, info or warning")
-    found = parser.parse_args(arguments)
+    return _settings(parser.parse_args(arguments))
+
+
+def _settings(found: argparse.Namespace) -> Settings:
     helper, helm = Path(found.helper), shutil.which(found.helm)
     return Settings(
         kubeconfig=found.kubeconfig,

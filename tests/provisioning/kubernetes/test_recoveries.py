@@ -108,6 +108,18 @@ def content(api: Api, namespace: str) -> dict[str, bytes]:
     return {key: base64.b64decode(value) for key, value in found["data"].items()}
 
 
+def lives_in(ground: Ground, server: str, home: str) -> None:
+    """Look whether a server runs in this home, as servers do."""
+    now = ground.server(server)
+    labels = now["metadata"]["labels"]
+    assert (now["metadata"]["namespace"], labels["hearth.host/server"]) == (f"hearth-{home}", server)
+    assert "unrouted" not in now["spec"]["routing"]
+    assert "closed" not in now["spec"]
+    assert now["spec"]["backup"]["enabled"] is True
+    assert ground.provider.route(server, "") == f"http://synapse-main.hearth-{home}.svc:8008"
+    assert STOPPED not in now["metadata"]["annotations"]
+
+
 def test_a_restore_and_the_way_back(ground: Ground, resting: Resting) -> None:
     server, instance, provider = ground.spec.server_id, ground.instance, ground.provider
     assert provider.recovering(instance).state == "none"
@@ -136,15 +148,7 @@ def test_a_restore_and_the_way_back(ground: Ground, resting: Resting) -> None:
     assert provider.recovering(instance).exchanged is True
     provider.configure(ground.spec, fence=3, progress=ground.said.append)
     provider.start(ground.spec, fence=3, progress=ground.said.append)
-    now = ground.server(server)
-    assert (now["metadata"]["namespace"], now["metadata"]["labels"]["hearth.host/server"]) == (
-        f"hearth-{instance}", server,
-    )  # fmt: skip
-    assert "unrouted" not in now["spec"]["routing"]
-    assert "closed" not in now["spec"]
-    assert now["spec"]["backup"]["enabled"] is True
-    assert provider.route(server, "") == f"http://synapse-main.hearth-{instance}.svc:8008"
-    assert STOPPED not in now["metadata"]["annotations"]
+    lives_in(ground, server, instance)
 
     provider.stop(server, fence=4, progress=ground.said.append)
     provider.recover(
