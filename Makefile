@@ -1,7 +1,7 @@
 # `make run` and `make test` do all their own set-up. `make` alone lists the rest.
 .SHELLFLAGS := -ec
 .DEFAULT_GOAL := help
-.PHONY: help run manage test test-long lint smoke chaos bench cluster operator-image backup-image operator-faults e2e-node fuzz coverage-security clean hooks venv venv-dev
+.PHONY: help run manage test test-long lint smoke chaos bench cluster operator-image backup-image operator-faults e2e-node e2e-node-restore fuzz coverage-security clean hooks venv venv-dev
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -107,6 +107,9 @@ coverage-security: venv-dev  ## Fail unless the tests of platform/security take 
 
 e2e-node: venv-dev  ## Run a Matrix server on a real node: containerd, kubelet, CloudNativePG (root on Debian 12)
 	@exec $(WITH_MAKE) $(BIN)/python -m tests.node
+
+e2e-node-restore: venv-dev  ## The same node: a server goes back to a moment, and back again
+	@exec env NODE=restore $(WITH_MAKE) $(BIN)/python -m tests.node
 
 hooks: venv-dev  ## Check each commit before it is made (git hooks)
 	@$(BIN)/pre-commit install

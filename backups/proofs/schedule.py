@@ -20,7 +20,7 @@ from backups.models import Policy, RegionStores, RestorePoint, ServerBackups
 from backups.policies import policy_of
 from backups.proofs import leases
 from backups.proofs.models import UNDER_WAY, Drill, Proof
-from provisioning.fleet import brings_back
+from provisioning.fleet import tests_recovery
 from provisioning.models import Region
 from tenants.errors import Refused
 from tenants.models import Server
@@ -86,8 +86,8 @@ def prove_now(actor: Any, *, server: Server) -> Proof:
     if server.deleted or server.desired == Server.Desired.DELETED or not points.exists():
         raise Refused("There is no whole restore point yet that could be tried out. Nothing was begun.")
     region = Region.objects.filter(code=server.region).first()
-    if region is not None and not brings_back(region):
-        raise Refused("Servers in this region can't be brought back from their backups yet. Nothing was begun.")
+    if region is not None and not tests_recovery(region):
+        raise Refused("There are no recovery tests of servers in this region yet. Nothing was begun.")
     rows = Proof.objects.filter(server=server, kind=Kind.RECOVERY)
     if rows.filter(result="").exists():
         raise Refused("A recovery test of this server is in progress already.")
@@ -136,6 +136,6 @@ def _place_one(pk: uuid.UUID, kind: str, column: str, regions: dict[str, Region]
     if row.server.desired != Server.Desired.RUNNING:
         return 0  # it rests, and nobody waits for proof of it
     region = regions[row.server.region]
-    if kind == Kind.RECOVERY and not brings_back(region):
+    if kind == Kind.RECOVERY and not tests_recovery(region):
         return 0  # it would fail each time, for a reason that everybody knows: docs/limits.md
     return 1 if make(row.server, kind, region=region) else 0

@@ -10,6 +10,7 @@ import base64
 import contextlib
 import datetime as dt
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,7 @@ from tests.cluster.api import Object
 from tests.cluster.furnish import NAME
 from tests.node import hearth
 from tests.node.backing import BUCKET, Backing
+from tests.node.bringing import Bringing
 from tests.node.hearth import Alice, Staff
 from tests.node.machine import ADDRESS, Node
 from tests.node.namespaces import STATE
@@ -44,6 +46,12 @@ BASE = "localhost/debian:12"
 """What the other images stand on; no pod runs it."""
 SIZE = {"vcpu": 4, "memory_gb": 8, "disk_gb": 40, "object_gb": 100}
 """The smallest at which Hearth gives a server workers."""
+BEGUN = ("begin", "operators", "region", "create", "talk", "back_up")
+WAYS = {
+    "life": (*BEGUN, "resize", "suspend", "resume", "go_back", "upgrade", "change_over", "delete"),
+    "restore": (*BEGUN, "bring_back", "delete"),
+}
+"""What is done, by `NODE`."""
 
 
 class Scenario:
@@ -60,22 +68,9 @@ class Scenario:
     def run(self) -> None:
         """Do it all. A step that fails ends the run with what the cluster says."""
         try:
-            for step in (
-                self.begin,
-                self.operators,
-                self.region,
-                self.create,
-                self.talk,
-                self.back_up,
-                self.resize,
-                self.suspend,
-                self.resume,
-                self.go_back,
-                self.upgrade,
-                self.change_over,
-                self.delete,
-            ):
-                with self.step(step.__name__):
+            for name in WAYS[os.environ.get("NODE") or "life"]:
+                step = getattr(self, name)
+                with self.step(name):
                     step()
         finally:
             self.end()
@@ -156,6 +151,10 @@ class Scenario:
         before = logged()
         self.person.talk("This is in the log")
         self.node.api.wait("more of the log in the store", lambda: logged() > before, seconds=LIMIT)
+
+    def bring_back(self) -> None:
+        """The server goes back to a moment before a message, beside what it has, and back again."""
+        Bringing(self.node.api, self.alice, self.person, LIMIT, say).run()
 
     def resize(self) -> None:
         """More memory, larger volumes; at that size also Redis, generic workers and a federation sender."""

@@ -10,6 +10,7 @@ from django.conf import settings as hearth
 from audit.services import SYSTEM
 from backups import places
 from backups.models import RegionStores, Store
+from provisioning import fleet
 from provisioning.models import Cluster, Region
 from tenants.errors import Refused
 
@@ -64,3 +65,20 @@ def test_a_whole_region_gets_its_bucket() -> None:
 def test_a_region_on_this_machine_is_not_concerned() -> None:
     places.choose_stores(SYSTEM, chosen=chosen("folder", Region.Provider.LOCAL))
     assert RegionStores.objects.get().first.kind == "folder"
+
+
+@pytest.mark.parametrize(
+    ("cluster", "can"),
+    [
+        (WHOLE, True),
+        ({}, False),
+        (WHOLE | {"database_host": "db.example"}, False),
+        (WHOLE | {"s3_bucket": "media"}, False),
+        (WHOLE | {"network_range": "10.64.0.0/16"}, False),
+    ],
+    ids=["whole", "no image", "shared database", "media in a bucket", "networks"],
+)
+def test_which_clusters_bring_servers_back(cluster: dict[str, str], *, can: bool) -> None:
+    region = chosen(**cluster).region
+    assert fleet.brings_back(region) is can
+    assert fleet.tests_recovery(region) is False

@@ -197,7 +197,7 @@ def test_where_nothing_can_be_brought_back_nobody_is_offered_it_and_nothing_is_t
     ServerBackups.objects.update(next_proof=timezone.now())
     assert schedule.place_due() == 0
     assert ServerBackups.objects.filter(next_proof__gt=timezone.now()).exists(), "and it never is late"
-    with pytest.raises(Refused, match="back from their backups yet"):
+    with pytest.raises(Refused, match="no recovery tests of servers in this region yet"):
         schedule.prove_now(alice, server=berry)
     with pytest.raises(Refused, match="back from their backups yet"):
         restore(alice, berry)
