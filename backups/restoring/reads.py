@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, OuterRef, QuerySet
 
 from backups.models import Restore
-from provisioning.models import Operation
+from provisioning.models import Operation, OperationStep
 from provisioning.spec import ABOUT_BACKUPS, BROUGHT_BACK
 from tenants.models import Server
 
@@ -50,14 +51,23 @@ def kept(server: Server) -> list[Kept]:
     return [Kept(row, row.holds == Holds.BEFORE and row.switched == newest, str(row.pk) in busy) for row in found]
 
 
+def exchanged(**steps: Any) -> QuerySet[Operation]:
+    """Return the operations that gave a server other data, also those that failed after that: it has them.
+
+    `steps` says more of their step `exchange`, such as `finished__gt`.
+    """
+    wanted = {f"steps__{name}": value for name, value in steps.items()}
+    done = OperationStep.State.DONE
+    return Operation.objects.filter(kind__in=BROUGHT_BACK, steps__name="exchange", steps__state=done, **wanted)
+
+
 def knows_less(server: Server, moment: datetime) -> bool:
     """Return whether the server may lack accounts that its backup of `moment` has: its history is another since then.
 
     It was restored to a moment before that one, or went back to what it had before a restore. What it says of who is
     locked, and who administers it, is no word then on those whom it never knew.
     """
-    rows = Operation.objects.filter(server=server, kind__in=BROUGHT_BACK, state=Operation.State.SUCCEEDED)
-    changes = list(rows.filter(finished__gt=moment).values_list("kind", "wanted"))
+    changes = list(exchanged(finished__gt=moment).filter(server=server).values_list("kind", "wanted"))
     if any(kind == Operation.Kind.GO_BACK for kind, _ in changes):
         return True
     restores = Restore.objects.filter(pk__in=[wanted["restore"] for _, wanted in changes])
@@ -71,11 +81,5 @@ def _busy(server: Server) -> set[str]:
 
 def ended_by_restore() -> Exists:
     """Match lines of a server's history that ended because it was given other data: that is no gap."""
-    changes = Operation.objects.filter(
-        server=OuterRef("server"),
-        kind__in=BROUGHT_BACK,
-        state=Operation.State.SUCCEEDED,
-        created__lte=OuterRef("until"),
-        finished__gte=OuterRef("until"),
-    )
-    return Exists(changes)
+    during = {"created__lte": OuterRef("until"), "finished__gte": OuterRef("until")}
+    return Exists(exchanged().filter(server=OuterRef("server"), **during))

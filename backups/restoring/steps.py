@@ -24,14 +24,14 @@ from backups.exporting import requests
 from backups.models import Restore
 from backups.restoring import choices, grants
 from backups.restoring.away import patient
-from backups.restoring.reads import knows_less
+from backups.restoring.reads import exchanged, knows_less
 from backups.restoring.verbs import Kind
 from provisioning import checks, services
 from provisioning.engine import MAX_ATTEMPTS
 from provisioning.leases import LeaseLostError
 from provisioning.models import Operation, ServerStatus
 from provisioning.providers.base import ProviderError, Recovering, Recovery, ServerSpec, StaleFence
-from provisioning.spec import BROUGHT_BACK, build
+from provisioning.spec import build
 from provisioning.steps import Context, NotYet
 from security.errors import SecurityError
 from tenants.errors import Refused
@@ -235,8 +235,8 @@ def _since(context: Context, row: Restore) -> Any:
     """
     found = context.provider.since(str(context.server.pk))
     done = Operation.objects.filter(server=context.server, state=Operation.State.SUCCEEDED)
-    made = done.filter(kind=Kind.CREATE, created__gt=row.moment).order_by("-created").first()
-    if found is None or made is None or done.filter(kind__in=BROUGHT_BACK, created__gt=made.created).exists():
+    last = done.filter(kind=Kind.CREATE, created__gt=row.moment).order_by("-created").first()
+    if found is None or last is None or exchanged().filter(server=context.server, created__gt=last.created).exists():
         return found
     return recoveries.streams_alone(found)
 

@@ -65,6 +65,29 @@ def test_bytes_that_are_new_give_it_more_tries(berry: Server, provider: Scripted
     assert (row.failures, row.failed_bytes) == (2, 200)
 
 
+def test_after_its_exchange_a_restore_counts_also_if_it_failed(
+    berry: Server, provider: ScriptedProvider, alice: User
+) -> None:
+    def fail() -> None:
+        raise ProviderError("It does not answer.", code="Starting", retry=False)
+
+    first = switch(alice, berry)
+    look(first.operation)
+    is_done(provider, first)
+    look(first.operation)
+    provider.faults["start"] = [fail]
+    failed = look(first.operation)
+    assert (failed.state, provider.exchanged) == ("failed", {str(first.instance): True})
+    provider.known_since = {"locked": ["@mallory:berry"], "admins": ["@admin:berry"], "devices": [["@a:berry", "d"]]}
+    later = verbs.restore(alice, server=berry, mode="beside", moment=hour_ago() + timedelta(minutes=30))
+    look(later.operation)
+    assert provider.recoveries[str(later.instance)].request["settle"] == {
+        "sessions": "keep",
+        "since": {"devices": [["@a:berry", "d"]]},
+        "lock": ["@mallory:berry"],
+    }, "the server has the older data, and knows nobody who came within that half hour"
+
+
 @pytest.mark.parametrize("verb", ["since", "recover", "exchange"])
 def test_when_the_change_over_fails_the_server_runs_again(
     berry: Server,

@@ -20,7 +20,7 @@ from backups.engine.stores.folder import FolderStore
 from backups.models import RestorePoint, Store
 from backups.restoring import verbs
 from provisioning import secrets, services
-from provisioning.models import ServerSecret
+from provisioning.models import Operation, ServerSecret
 from provisioning.providers.local.keys import new_signing_key, verify_key
 from security.datakeys import services as datakeys
 from security.models import UnwrapGrant
@@ -93,6 +93,11 @@ def test_it_comes_back_under_its_own_key_and_is_restored(
     assert settled == {"sessions": "keep", "since": {"sequences": {"events_stream_seq": 3}}}, (
         "an empty one knows nobody"
     )
+    Operation.objects.filter(pk=row.pk).update(state="failed")  # it did not answer with its data
+    again = verbs.restore(alice, server=berry, mode="beside", point=final.identity)
+    look(again.operation)
+    settled = provider.recoveries[str(again.instance)].request["settle"]
+    assert settled == {"sessions": "keep", "since": provider.known_since}, "by now it knows everybody"
 
 
 def test_what_can_not_come_back_says_why(
