@@ -8,13 +8,14 @@ can pass is tried again for some minutes. Killed, it goes on with what lies on i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,8 +153,9 @@ class Pod:
         from backups.engine.recovering.temporary import forget_process, serving  # noqa: PLC0415
 
         forget_process(request)
-        keys = OpenKeys(self._ask or under_grant(request), self._stop)
-        found = Restore(request, open_store(request), keys, self._told, self._stop).run()
+        with _following(self._stop) as ends:
+            keys = OpenKeys(self._ask or under_grant(request), ends)
+            found = Restore(request, open_store(request), keys, self._told, ends).run()
         certificate = self._places.certificate
         with serving(
             request,
@@ -168,3 +170,24 @@ class Pod:
             while not self._stop.wait(TURN):
                 if (ended := server.ended()) is not None:
                     raise RestoreError(str(ended), code="ReplayFailed", retry=True)
+
+
+@contextlib.contextmanager
+def _following(stop: threading.Event) -> Iterator[threading.Event]:
+    """Give an event of one attempt's own, which is set soon after `stop`.
+
+    A restore that fails in one thread ends its others by the event it was given. The pod itself goes on then: to try
+    again, or to tell what failed.
+    """
+    own = threading.Event()
+
+    def follow() -> None:
+        while not own.is_set():
+            if stop.wait(TURN):
+                own.set()
+
+    threading.Thread(target=follow, name="recovery-stop", daemon=True).start()
+    try:
+        yield own
+    finally:
+        own.set()

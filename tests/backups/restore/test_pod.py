@@ -145,16 +145,16 @@ def test_it_goes_on_where_it_was_killed_and_gives_its_database_away_whole(server
 
 
 @contextmanager
-def here(ports: Ports, folder: Path, *, settles: bool = False) -> Iterator[None]:
-    """The program in this process."""
+def here(ports: Ports, folder: Path, *, settles: bool = False, ask: Any = None) -> Iterator[threading.Thread]:
+    """The program in a thread of this process. `ask`: what opens data keys."""
     places = Places(
         folder, host=HOST, port=ports.status, postgres=ports.postgres, cluster=HOST, password=folder / "word"
     )
     stop = threading.Event()
-    thread = threading.Thread(target=Pod(places, Told("v2"), stop, settles=settles).run)
+    thread = threading.Thread(target=Pod(places, Told("v2"), stop, settles=settles, ask=ask).run)
     thread.start()
     try:
-        yield
+        yield thread
     finally:
         stop.set()
         thread.join(60)

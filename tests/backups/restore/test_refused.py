@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,8 @@ from backups.engine.restore.folder import Folder
 from backups.engine.stores.folder import FolderStore
 from tests.backups.engine.conftest import ORGANISATION, SERVER, wait_for
 from tests.backups.restore.conftest import Server
+from tests.backups.restore.ports import steady
+from tests.backups.restore.test_pod import Ports, here, written
 from tests.backups.s3_servers import S3Server, open_store
 
 pytestmark = pytest.mark.xdist_group("backed")  # one server's backups, made once
@@ -151,6 +154,26 @@ def test_damage_is_named_with_the_points_that_it_hits(backed: Server, what: str)
         assert error.points == (second.id,)
         backed.restore(backed.request("r2", point=first.id))
         assert backed.started(backed.request("r2")).value(ROWS) == []
+
+
+@pytest.mark.parametrize("what", ["base", "media"])  # read by two threads, of which each ends the other
+def test_damage_that_a_pod_meets_stays_told(backed: Server, what: str) -> None:
+    catalogue = _catalogue(backed)
+    need = catalogue.need()
+    media = next(iter(catalogue.chain(need.media[0])[0].packs[-1].refs()))
+    _flip(backed, need.point.base.name if what == "base" else media.name)
+    ports = Ports(*steady(2))
+    with here(ports, written(backed), ask=backed.keys.open) as pod:
+        found = ports.wait(state="failed")
+        assert (found["code"], found["retry"]) == ("Damaged", False)
+        assert not _ends(pod)
+        assert ports.status_now() == found
+
+
+def _ends(pod: threading.Thread) -> bool:
+    """Whether it ends by itself, which it would do at once."""
+    pod.join(1)
+    return not pod.is_alive()
 
 
 def test_what_is_missing_is_told_before_anything_is_fetched(backed: Server) -> None:
