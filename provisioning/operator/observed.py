@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -137,12 +137,9 @@ class Observed:
         none = all(isinstance(each.seen, Workload) and each.seen.settled and not each.seen.desired for each in found)
         return none and not any(each.stale or each.deleting for each in found)
 
-    def untold(self) -> list[str]:
-        """Return the names of what we have written and whose controller has said nothing since."""
-        watched = WORKLOADS | {"Cluster"}
-        found = (
-            (place, child) for place, child in self.children.items() if place.kind in watched and place not in APART
-        )
+    def untold(self, kinds: Set[str]) -> list[str]:
+        """Return the names of what we have written and of these kinds, and whose controller has said nothing since."""
+        found = ((place, child) for place, child in self.children.items() if place.kind in kinds and place not in APART)
         return sorted(place.name for place, child in found if child.stale or child.seen is None)
 
     def database(self) -> Database | None:

@@ -9,12 +9,13 @@ from typing import Any
 from provisioning.operator import recovery
 from provisioning.operator.children import Place
 from provisioning.operator.keeping import DATA_MISSING
-from provisioning.operator.observed import AGENT, GENERIC, MAIN, Fault, Observed, Told, condition
+from provisioning.operator.observed import AGENT, GENERIC, MAIN, WORKLOADS, Fault, Observed, Told, condition
 from provisioning.operator.plan import UPGRADE_FAILED, Plan
 
 Judgement = tuple[str, str, str]
 """A condition's status, reason and message."""
 
+CLOSED = "Closed"
 LONGEST = 1900  # characters of a message
 GRACE = (
     10.0  # seconds in which a server whose main process is ready may fail to answer: just started, or once by chance
@@ -35,7 +36,7 @@ def compute(server: Mapping[str, Any], plan: Plan, seen: Observed) -> dict[str, 
         "CertificateReady": _certificate(spec, seen),
         "BackupReady": _backup(spec, seen),
     }
-    if lost and "suspended" not in spec and "recovery" not in spec:
+    if lost and judged["Ready"][1] != CLOSED and not {"suspended", "recovery"} & set(spec):
         judged["Ready"] = "False", lost.reason, lost.message
     generic = seen.workload(GENERIC)
     found: dict[str, Any] = {
@@ -59,7 +60,7 @@ def _idle(spec: Mapping[str, Any], plan: Plan) -> Judgement | None:
     if "recovery" in spec and plan.recovery:
         return "False", recovery.REASONS[plan.recovery["state"]], recovery.sentence(plan.recovery)
     if spec.get("closed") and not plan.step:
-        return "False", "Closed", "This server is closed: nobody may use or change its data now."
+        return "False", CLOSED, "This server is closed: nobody may use or change its data now."
     return None
 
 
@@ -134,11 +135,13 @@ def _main_settled(seen: Observed) -> bool:
     return main is not None and main.settled and main.desired > 0
 
 
-def _unsettled(seen: Observed) -> list[str]:
+def _unsettled(seen: Observed, *, closed: bool) -> list[str]:
+    """Return what is under way. A closed server waits for no database: a broken one may be why it was closed."""
     names = [name for name, each in seen.workloads() if not each.settled]
-    if (database := seen.database()) and not (database.healthy or database.hibernated):
+    database = None if closed else seen.database()
+    if database and not (database.healthy or database.hibernated):
         names.append("postgres")
-    return list(dict.fromkeys([*names, *seen.untold()]))
+    return list(dict.fromkeys([*names, *seen.untold(WORKLOADS if closed else WORKLOADS | {"Cluster"})]))
 
 
 def _ready(server: Mapping[str, Any], seen: Observed, trouble: Fault | None, progressing: Judgement) -> Judgement:
@@ -176,15 +179,16 @@ def _progressing(server: Mapping[str, Any], plan: Plan, seen: Observed) -> Judge
     before = server.get("status") or {}
     if plan.step:
         return "True", plan.step, plan.message
+    closed = bool(server["spec"].get("closed"))
     growing = [name for name, each in seen.volumes() if each.growing]
-    if growing:
+    if growing and not closed:  # a file system grows when somebody uses it
         return "True", "Resizing", f"Waiting for the volumes {', '.join(growing)} to grow."
-    unsettled = _unsettled(seen)
+    unsettled = _unsettled(seen, closed=closed)
     new = not (before.get("release") or condition(before, "Ready").get("status") == "True")
     if unsettled or seen.pending or seen.workload(MAIN) is None:
         waits = f"Waiting for {', '.join(unsettled)}." if unsettled else "Waiting for the cluster to take its parts."
         return "True", "Creating" if new else "RollingOut", waits
-    serves = not ({"suspended", "recovery"} & set(server["spec"]) or server["spec"].get("closed"))
+    serves = not ({"suspended", "recovery"} & set(server["spec"]) or closed)
     if serves and (seen.probe is None or not seen.probe.ok):
         # What is under way has ended only when the server answers, or is known not to.
         was = condition(before, "Progressing").get("status") == "True"

@@ -6,9 +6,13 @@ from typing import Any
 
 import pytest
 
-from provisioning.operator import recovery
-from provisioning.operator.children import Database, Place
-from provisioning.operator.observed import Observed, Told
+from provisioning.operator import arrangement, recovery
+from provisioning.operator import plan as planning
+from provisioning.operator.children import Database, Place, Volume, Workload
+from provisioning.operator.keeping import DATA, DATA_MISSING, missing
+from provisioning.operator.observed import MAIN, Observed, Told, condition
+from provisioning.operator.status import compute
+from tests.chart.values import monolith
 from tests.operator.test_pure import child
 
 CLUSTER = Place("Cluster", "postgres")
@@ -71,3 +75,37 @@ def test_what_a_pod_says_may_be_anything() -> None:
     assert found is not None
     assert not {"doneBytes", "totalBytes", "secondsLeft"} & set(found)
     assert len(found["text"]) <= recovery.LONGEST
+
+
+def at_rest(data: dict[Place, Any], *, closed: bool = True) -> tuple[str, str, str]:
+    """Ready's reason, Progressing and Degraded's reason of a server without processes. `data`: its database, volume."""
+    spec = monolith() | ({"closed": True} if closed else {})
+    none = Workload(desired=0, replicas=0, updated=0, ready=0, current=True, image="", selector="")
+    children = {Place("StatefulSet", MAIN): child(seen=none, arrangement=arrangement.STOPPED)}
+    children |= {place: child(seen=each) for place, each in data.items()}
+    found = Observed(children, now=2e9, pods=0, faults=missing(DATA.keys() - data.keys()))
+    release = {"version": spec["synapse"]["version"], "image": spec["images"]["synapse"]}
+    server = {"metadata": {"generation": 2}, "spec": spec, "status": {"release": release}}
+    told = compute(server, planning.make(spec, 2, server["status"], found), found)
+    ready, moves, ill = (condition(told, each) for each in ("Ready", "Progressing", "Degraded"))
+    return ready["reason"], moves["status"], ill["reason"]
+
+
+@pytest.mark.parametrize("healthy", [True, False])
+@pytest.mark.parametrize("grows", [True, False])
+def test_a_closed_server_is_at_rest_whatever_its_data_are_like(healthy: bool, grows: bool) -> None:
+    database = Database(instances=1, ready=int(healthy), phase="x", healthy=healthy, hibernated=False)
+    volume = Volume(phase="Bound", storage_class="s", growing=grows)
+    whole: dict[Place, Any] = {CLUSTER: database, Place("PersistentVolumeClaim", "media"): volume}
+    assert at_rest(whole) == ("Closed", "False", "AsExpected")
+    assert at_rest({**whole, CLUSTER: None}) == ("Closed", "False", "AsExpected")  # its controller has said nothing yet
+    assert (at_rest(whole, closed=False)[1] == "False") == (healthy and not grows)
+
+
+@pytest.mark.parametrize("gone", sorted(DATA))
+def test_a_closed_server_whose_data_is_gone_is_at_rest_and_says_so(gone: Place) -> None:
+    database = Database(instances=1, ready=1, phase="x", healthy=True, hibernated=False)
+    whole: dict[Place, Any] = {CLUSTER: database, Place("PersistentVolumeClaim", "media"): None}
+    left = {place: each for place, each in whole.items() if place != gone}
+    assert at_rest(left) == ("Closed", "False", DATA_MISSING)
+    assert at_rest(left, closed=False)[0] == DATA_MISSING
