@@ -61,10 +61,10 @@ class Client:
         """Close its connections."""
         self._api.close()
 
-    def get(self, path: str) -> Object | None:
+    def get(self, path: str, *, patience: float | None = None) -> Object | None:
         """Return an object, or None if there is none."""
         try:
-            return self.request("GET", path)
+            return self.request("GET", path, patience=patience)
         except Refused as error:
             if error.status == 404:
                 return None

@@ -56,6 +56,8 @@ class Homes:
 
     def find(self, server_id: str, *, patience: float | None = None) -> Object | None:
         """Return the namespace in which somebody lives, or is bound to; None if they have none."""
+        if (found := self._where_seen(server_id, patience)) is not None:
+            return found
         try:
             named = self._listed(SERVER, server_id, patience)
             settled = [each for each in named if not _coming(each)]
@@ -98,6 +100,21 @@ class Homes:
             return None
         here = self._client.get(f"{NAMESPACES}/{journal.here}")
         return journal if here is not None and journal_of(here) == journal else None
+
+    def _where_seen(self, server_id: str, patience: float | None) -> Object | None:
+        """Return where somebody was seen last, or was born, if the first rule still says so.
+
+        An API server reads all namespaces to list some by a label, and a restore asks each second.
+        """
+        born = namespace_of(server_id)
+        with self._lock:
+            seen = self._known.get(server_id, (0.0, born))[1]
+        for name in dict.fromkeys((seen, born)):
+            found = self._client.get(f"{NAMESPACES}/{name}", patience=patience)
+            if found is not None and _label(found, SERVER) == server_id and not _coming(found):
+                self.learn(server_id, name)
+                return found
+        return None
 
     def _is_made(self, found: Object) -> bool:
         """Tell whether the exchange by which somebody comes here is bound to be made, or over but for the label."""
@@ -143,9 +160,12 @@ def move(writer: Writer, exchange: Exchange, fence: int) -> None:
 
 
 def end(writer: Writer, exchange: Exchange, fence: int) -> None:
-    """Take the marks away, the deciding one last."""
+    """Take the marks away, the deciding one first: without it the other's say nothing, so nobody carries it on again.
+
+    Were the other's gone first, a verb on the instance would, at any later time, and close the server for it.
+    """
     gone = {"metadata": {"labels": {COMING: None}, "annotations": {EXCHANGING: None}}}
-    for name in (exchange.there, exchange.here):
+    for name in (exchange.here, exchange.there):
         _write(writer, name, fence, gone)
 
 

@@ -153,6 +153,37 @@ def test_wherever_it_is_cut_off_everybody_lives_in_one_place_and_the_next_call_e
     assert len(made) == 8, "two writes say so, four do it, two end it"
 
 
+def test_once_the_server_is_configured_no_verb_on_the_instance_closes_it_again(ground: Ground, api: Api) -> None:
+    """Cut off before its last write, and the next verbs are the server's: the other namespace keeps its marks."""
+    server, first = ground.server, ground.first
+    ground.writer.left = 7
+    with pytest.raises(Cut):
+        ground.exchange(first, restored=True)
+    ground.writer.left = 10**6
+    assert ground.homes.pending(ground.homes.find(server)) is None
+    held = api.get(*SERVER, ground.homes.of(server))
+    assert held is not None
+    api.patch(held, {"spec": {"closed": None}})
+    ground.exchange(first, restored=True)
+    held = api.get(*SERVER, f"hearth-{first}")
+    assert held is not None
+    assert "closed" not in held["spec"]
+    ground.exchange(ground.second, restored=True)
+    assert [*ground.where().values()] == born(ground.second, server, first), "the marks that stayed harm nobody"
+
+
+def test_whoever_lives_where_they_were_seen_is_found_without_a_list(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ground.exchange(ground.first, restored=True)
+    where = {each: ground.homes.of(each) for each in (ground.server, ground.first, ground.second)}
+    with monkeypatch.context() as patched:
+        patched.delattr(type(ground.client), "listed")
+        assert {each: ground.homes.of(each) for each in where} == where
+    ground.exchange(ground.first, restored=False)
+    assert [*ground.where().values()] == born(ground.server, ground.first, ground.second)
+
+
 def test_the_routed_one_is_never_the_instance(ground: Ground, api: Api) -> None:
     ground.exchange(ground.first, restored=True)
     here = api.get(*SERVER, f"hearth-{ground.server}")
