@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import httpx
+
 from tests.cluster.api import Api, ApiError, Object
 
 KIND = ("hearth.host/v1", "MatrixServer")
@@ -40,7 +42,8 @@ class Resting:
     def _run(self) -> None:
         with Api.from_kubeconfig(self._kubeconfig) as api:
             while not self._end.wait(0.05):
-                with contextlib.suppress(ApiError):  # gone in between, or an API server that is just starting
+                # Gone in between, or an API server that is just starting, or is busy.
+                with contextlib.suppress(ApiError, httpx.TransportError):
                     found = api.list(*KIND)
                     self.routed.append(sum(not each["spec"]["routing"].get("unrouted") for each in found))
                     for each in found:
