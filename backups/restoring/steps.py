@@ -20,7 +20,7 @@ from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
 from backups import recoveries
-from backups.exporting import requests
+from backups.exporting import giving_way, requests
 from backups.models import Restore
 from backups.restoring import choices, grants
 from backups.restoring.away import patient
@@ -86,6 +86,8 @@ def recover(context: Context) -> None:
     if found.state == "done":
         _finished(context, row, found)
         return
+    if row.mode == Restore.Mode.EXPORT:
+        giving_way.give_way(context, row)
     if found.state in ("failed", "cancelled") and row.called:
         raise _failed(context, row, found)
     if not waits or grant != row.grant:
@@ -221,19 +223,20 @@ def _settle(context: Context, row: Restore) -> None:
             raise NotYet
     asked = _asked(context, row, row.grant or row.instance)  # before the server stops: it opens what is sealed
     context.provider.stop(str(context.server.pk), fence=context.fence, progress=context.log)
-    since = _since(context, row)
+    since = _since(context, row, fence=context.fence)
     if since is None:
         context.log("The server can't say who was signed out since then, so everybody has to sign in again.")
     _call(context, row, asked, since=since)
     raise NotYet
 
 
-def _since(context: Context, row: Restore) -> Any:
+def _since(context: Context, row: Restore, *, fence: int | None = None) -> Any:
     """Return what the living server says of now; of a database that was made anew since the moment, its streams alone.
 
-    Such a one knows nobody: to believe it would unlock who was locked, and end everybody's sessions.
+    Such a one knows nobody: to believe it would unlock who was locked, and end everybody's sessions. `fence`: it was
+    stopped under that, and stays so.
     """
-    found = context.provider.since(str(context.server.pk))
+    found = context.provider.since(str(context.server.pk), fence=fence)
     done = Operation.objects.filter(server=context.server, state=Operation.State.SUCCEEDED)
     last = done.filter(kind=Kind.CREATE, created__gt=row.moment).order_by("-created").first()
     if found is None or last is None or exchanged().filter(server=context.server, created__gt=last.created).exists():
@@ -289,7 +292,8 @@ def _follow(context: Context, row: Restore, found: Recovering) -> None:
     if moved:
         changes |= {"done_bytes": found.done_bytes, "total_bytes": found.total_bytes or row.total_bytes}
         changes["progressed"] = timezone.now()
-        if row.failures and found.done_bytes > row.failed_bytes:
+        # Of an export, bytes say nothing of that: each of its phases counts anew, and they are made again.
+        if row.failures and row.mode != Restore.Mode.EXPORT and found.done_bytes > row.failed_bytes:
             changes["failures"] = 0
     elif row.progressed is not None and timezone.now() - row.progressed > STUCK:
         hours = STUCK.total_seconds() / 3600

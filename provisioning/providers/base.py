@@ -198,10 +198,11 @@ class Provider(Protocol):
     def cancel_recovery(self, instance: str, *, fence: int) -> None:
         """End it. What was fetched stays until `remove(instance)`. One that is over is left as it is."""
 
-    def since(self, server_id: str) -> Mapping[str, Any] | None:
+    def since(self, server_id: str, *, fence: int | None = None) -> Mapping[str, Any] | None:
         """Return what the server's own database says of now (JSON of `request.Since`); None if it can't be asked.
 
-        A server that was stopped by `stop` is asked too, and stays stopped: nobody can change anything meanwhile.
+        With the `fence` of the `stop` before, nobody changes anything from now on: where `stop` only noted it, the
+        server is closed. Without one it is asked as it is.
         """
 
     def exchange(self, server_id: str, instance: str, *, restored: bool, fence: int, progress: Progress) -> None:

@@ -42,6 +42,8 @@ class ScriptedProvider:
     exchanged: dict[str, bool] = field(default_factory=dict)
     """By instance, whether its server has what was restored in it."""
     known_since: dict[str, Any] | None = None
+    asked_under: list[int | None] = field(default_factory=list)
+    """The fences of `since`: None leaves a server running."""
     on_start: Callable[[ServerSpec], None] = lambda _: None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -88,8 +90,9 @@ class ScriptedProvider:
     def cancel_recovery(self, instance: str, *, fence: int) -> None:
         self._call("cancel_recovery", instance, fence)
 
-    def since(self, server_id: str) -> Mapping[str, Any] | None:  # noqa: ARG002 (the protocol's)
-        self._call("since")
+    def since(self, server_id: str, *, fence: int | None = None) -> Mapping[str, Any] | None:
+        self._call("since", server_id, fence)
+        self.asked_under.append(fence)
         return self.known_since
 
     def exchange(self, server_id: str, instance: str, *, restored: bool, fence: int, progress: Progress) -> None:

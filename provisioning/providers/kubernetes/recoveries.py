@@ -12,8 +12,8 @@ from typing import Any
 
 from provisioning.providers.base import Progress, ProviderError, Recovering, Recovery, ServerSpec
 from provisioning.providers.kubernetes import homes, objects, recovering
-from provisioning.providers.kubernetes.client import Client
-from provisioning.providers.kubernetes.homes import NAMESPACES, Exchange, Homes, annotation
+from provisioning.providers.kubernetes.client import MERGE, METADATA, Client, Refused
+from provisioning.providers.kubernetes.homes import COMING, NAMESPACES, Exchange, Homes, annotation
 from provisioning.providers.kubernetes.objects import INSTANCE_OF, SERVER, STOPPED, namespace_of
 from provisioning.providers.kubernetes.place import Place
 from provisioning.providers.kubernetes.seen import condition, current
@@ -39,21 +39,32 @@ class Recoveries:
         """Write the instance with what is to be brought back into it; its operator does the rest."""
         recovering.refuse(spec, recovery, self._place)
         at = self._instance(spec, recovery, fence)
+        self._may_exchange(at, recovery.source)
         server = self._client.get(paths(at).server)
-        settle = server is not None and not recovering.goes_on(server)
         secret, revision = recovering.secret(spec, recovery, self._place, at)
         self._writer.write(objects.secret(spec, self._place, at), fence, secret=True)
         self._writer.write(secret, fence, secret=True)
         wanted = objects.matrix_server(spec, self._place, (server or {}).get("spec"), at=at, instance=True)
-        database = wanted["spec"]["database"]
-        part = recovering.part(recovery, self._place, revision, database=database, settle=settle)
+
+        def part(there: Object, *, settle: bool) -> Object:
+            return recovering.part(recovery, self._place, revision, spec=there["spec"], settle=settle)
+
         if server is None:
             wanted["metadata"]["annotations"] = {INSTANCE_OF: recovery.source}
-            wanted["spec"]["recovery"] = objects.without_nothing(part)
+            wanted["spec"]["recovery"] = objects.without_nothing(part(wanted, settle=False))
             self._writer.write(wanted, fence)
-        elif self._writer.change(paths(at).server, fence, lambda _: {"spec": {"recovery": part}}) is None:
+            written: Object | None = wanted
+        else:
+            # By what is there when it is written: it may have become whole just now, and is only settled then.
+            written = self._writer.change(
+                paths(at).server,
+                fence,
+                lambda there: {"spec": {"recovery": part(there, settle=not recovering.goes_on(there))}},
+            )
+        if written is None:
             raise _gone()
-        progress("The cluster has what is to be brought back." if not settle else "The cluster settles what it has.")
+        settles = written["spec"]["recovery"].get("settle")
+        progress("The cluster settles what it has." if settles else "The cluster has what is to be brought back.")
 
     def recovering(self, instance: str) -> Recovering:
         """Return how far that is, as the operator has written it down."""
@@ -78,11 +89,11 @@ class Recoveries:
         if self._writer.change(paths(at).server, fence, cancelled) is None:
             raise _gone()
 
-    def since(self, server_id: str) -> Mapping[str, Any] | None:
+    def since(self, server_id: str, *, fence: int | None = None) -> Mapping[str, Any] | None:
         """Say where its database can be asked: who it has accounts of is no business of the API server.
 
-        A server that was told to stop is closed first, under the fence by which it was told. The database of a
-        suspended one sleeps.
+        A server that was told to stop under `fence` is closed first. By the mark alone it is not: one that another
+        operation left behind is on a server that people use. The database of a suspended one sleeps.
         """
         self._whose.cluster()
         there = self._homes.find(server_id)
@@ -95,8 +106,8 @@ class Recoveries:
         ):
             return None
         self._whose.server(there)
-        if (mark := annotation(server, STOPPED)).isdecimal():
-            self._close(_name(there), int(mark))
+        if fence is not None and annotation(server, STOPPED):
+            self._close(_name(there), fence)
         return {"from": {"namespace": _name(there)}}
 
     def exchange(self, server_id: str, instance: str, *, restored: bool, fence: int, progress: Progress) -> None:
@@ -163,6 +174,28 @@ class Recoveries:
                 retry=bool(there["metadata"].get("deletionTimestamp")),
             )
         return _name(there)
+
+    def _may_exchange(self, namespace: str, server_id: str) -> None:
+        """Refuse an account that could not switch afterwards: else that shows after hours, with the server closed."""
+        try:
+            self._client.request(
+                "PATCH",
+                paths(namespace).namespace,
+                {"metadata": {"labels": {COMING: server_id}}},
+                kind=MERGE,
+                accept=METADATA,
+                query={"dryRun": "All"},
+            )
+        except Refused as error:
+            if error.status not in (403, 422):
+                raise
+            raise ProviderError(
+                "The cluster lets only its account hearth-provider say who lives in which namespace, and Hearth has "
+                "another one. So servers here can't be brought back. Nothing was fetched, and the server runs on. "
+                "Staff must give the region a kubeconfig of that account.",
+                code="NotHere",
+                retry=False,
+            ) from None
 
     def _move(self, exchange: Exchange, fence: int) -> None:
         """Carry an exchange to its end. Its last mark goes when nobody outside reaches what the server had."""

@@ -23,6 +23,8 @@ Object = dict[str, Any]
 SECRET = "recovery-secrets"  # noqa: S105 (its name)
 REQUEST, PASSWORD = "request.json", "password"
 FOLDER = "/var/lib/hearth-recovery"
+LOG_GIB = 4
+"""Room for what is replayed: `max_wal_size` (2 GB) and the segments that were fetched ahead, beside the database."""
 SINCE = Path(base.__file__).with_name("since.sql")
 
 
@@ -77,11 +79,12 @@ def secret(spec: ServerSpec, recovery: Recovery, place: Place, at: str) -> tuple
     return found, f"{backing.revision(content)}-{secrets.token_hex(4)}"
 
 
-def part(recovery: Recovery, place: Place, revision: str, *, database: Mapping[str, Any], settle: bool) -> Object:
-    """Return `spec.recovery` of the MatrixServer, with None for what it lacks. `database`: its spec of the database."""
+def part(recovery: Recovery, place: Place, revision: str, *, spec: Mapping[str, Any], settle: bool) -> Object:
+    """Return `spec.recovery` of the MatrixServer, with None for what it lacks. `spec`: all that it says now."""
     living = _living(recovery)
     ports = {backing.port_of(str(recovery.request["store"]["endpoint"])), backing.port_of(place.internal_address)}
-    volume = dict(database["cluster"]["storage"])
+    # A volume that is there stays as it is.
+    volume = (spec.get("recovery") or {}).get("storage") or _volume(spec["database"]["cluster"]["storage"])
     return {
         "image": place.backup_image,
         "secret": {"name": SECRET, "revision": revision},
@@ -94,6 +97,11 @@ def part(recovery: Recovery, place: Place, revision: str, *, database: Mapping[s
         "storeAuthority": (place.overlay.get("backup") or {}).get("storeAuthority"),
         "egress": {"ports": sorted(ports)},
     }
+
+
+def _volume(database: Mapping[str, Any]) -> Object:
+    gib = int(str(database["size"]).removesuffix("Gi"))
+    return {**database, "size": f"{gib + LOG_GIB}Gi"}
 
 
 def goes_on(server: Mapping[str, Any]) -> bool:

@@ -80,7 +80,12 @@ class LocalProvider:
         """End it; what was fetched stays until it is removed."""
         self._call({"verb": "cancel_recovery", "server_id": instance, "fence": fence}, lambda _: None)
 
-    def since(self, server_id: str) -> Mapping[str, Any] | None:
+    def since(
+        self,
+        server_id: str,
+        *,
+        fence: int | None = None,  # noqa: ARG002 (`stop` stops here)
+    ) -> Mapping[str, Any] | None:
         """Return what the server's own database says of now; None if it can't be asked."""
         found: Mapping[str, Any] | None = self._call({"verb": "since", "server_id": server_id}, lambda _: None)
         return found

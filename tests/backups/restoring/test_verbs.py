@@ -62,6 +62,7 @@ def test_a_server_is_replaced_only_after_what_was_brought_back_has_answered(
     is_done(provider, row)
     look(operation)  # the trial, and then it asks the stopped server once more
     assert provider.calls == ["recovering", "configure", "start", "stop", "since", "recover"]
+    assert [each is None for each in provider.asked_under] == [True, False], "it is only closed once it was stopped"
     look(operation)
     assert provider.calls[6:] == ["recovering", "exchange", "configure", "start"]
     assert operation.state == "succeeded", operation.error

@@ -17,7 +17,7 @@ from backups.engine.restore import request as requests
 from provisioning.providers.base import ProviderError, Recovery, ServerSpec, StaleFence
 from provisioning.providers.kubernetes import homes
 from provisioning.providers.kubernetes import recoveries as verbs
-from provisioning.providers.kubernetes.client import connect
+from provisioning.providers.kubernetes.client import Refused, connect
 from provisioning.providers.kubernetes.objects import STOPPED
 from provisioning.providers.kubernetes.place import Bucket, Place, Postgres
 from provisioning.providers.kubernetes.provider import KubernetesProvider
@@ -130,6 +130,8 @@ def test_a_restore_and_the_way_back(ground: Ground, resting: Resting) -> None:
     assert (made["routing"]["unrouted"], made["federation"]["enabled"]) == (True, False)
     assert made["backup"]["enabled"] is False
     assert made["recovery"]["from"] == {"namespace": f"hearth-{server}"}
+    sizes = [part["storage"]["size"] for part in (made["recovery"], made["database"]["cluster"])]
+    assert int(sizes[0][:-2]) - int(sizes[1][:-2]) == 4, "what is replayed lies beside the database"
     ground.trial()
     assert "recovery" not in ground.server(instance)["spec"]
     assert provider.recovering(instance).state == "done", "what it was stays known"
@@ -138,7 +140,7 @@ def test_a_restore_and_the_way_back(ground: Ground, resting: Resting) -> None:
     assert "instance_of" not in seen[server].details
 
     provider.stop(server, fence=3, progress=ground.said.append)
-    ground.recover(since=provider.since(server))
+    ground.recover(since=provider.since(server, fence=3))
     assert ground.server(server)["spec"]["closed"] is True, "nobody writes any more when it is asked for the last time"
     assert ground.server(instance)["spec"]["recovery"]["settle"] is True
     ground.ended()
@@ -152,7 +154,7 @@ def test_a_restore_and_the_way_back(ground: Ground, resting: Resting) -> None:
 
     provider.stop(server, fence=4, progress=ground.said.append)
     provider.recover(
-        ground.copy, ground.asked(provider.since(server), older=True), fence=4, progress=ground.said.append
+        ground.copy, ground.asked(provider.since(server, fence=4), older=True), fence=4, progress=ground.said.append
     )
     assert ground.server(instance)["spec"]["recovery"]["settle"] is True
     ground.ended()
@@ -225,11 +227,50 @@ def test_a_server_that_could_not_be_switched_is_opened_again(ground: Ground) -> 
     provider, server = ground.provider, ground.spec.server_id
     provider.stop(server, fence=2, progress=ground.said.append)
     assert provider.since(server) == {"from": {"namespace": f"hearth-{server}"}}
+    assert "closed" not in ground.server(server)["spec"], "a mark that another operation left closes nobody"
+    assert provider.since(server, fence=2) == {"from": {"namespace": f"hearth-{server}"}}
     assert ground.server(server)["spec"]["closed"] is True
     provider.start(ground.spec, fence=2, progress=ground.said.append)
     assert "closed" not in ground.server(server)["spec"]
     assert provider.since(server) == {"from": {"namespace": f"hearth-{server}"}}
     assert "closed" not in ground.server(server)["spec"], "one that runs is asked as it runs"
+    provider.stop(server, fence=3, progress=ground.said.append)
+    with pytest.raises(StaleFence):
+        provider.since(server, fence=2)
+
+
+def test_what_became_whole_meanwhile_is_only_settled(
+    ground: Ground, resting: Resting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resting.recovery = {"state": "running", "step": "copy"}
+    ground.recover()
+    written = ground.provider._writer.write
+
+    def whole_before(*words: Any, **options: Any) -> None:
+        resting.recovery = {"state": "done", "result": {}}
+        ground.ended()
+        written(*words, **options)
+
+    monkeypatch.setattr(ground.provider._writer, "write", whole_before)
+    ground.recover()
+    assert ground.server(ground.instance)["spec"]["recovery"]["settle"] is True
+
+
+def test_an_account_that_could_not_switch_is_told_before_anything_is_fetched(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ground.client.request
+
+    def refused(method: str, path: str, body: Any = None, **options: Any) -> Object:
+        if "hearth.host/coming" in json.dumps(body or {}):
+            raise Refused("whose server this is", code="SpecRefused", retry=False, status=422)
+        return asked(method, path, body, **options)
+
+    monkeypatch.setattr(ground.client, "request", refused)
+    with pytest.raises(ProviderError, match="account hearth-provider") as caught:
+        ground.recover()
+    assert (caught.value.code, caught.value.retry) == ("NotHere", False)
+    assert ground.api.get(*SERVER, f"hearth-{ground.instance}") is None
 
 
 def test_who_sleeps_or_is_nobody_can_not_be_asked(ground: Ground) -> None:
