@@ -20,6 +20,7 @@ from backups.copying import verbs
 from backups.engine.stores import base
 from backups.engine.stores.base import StoreError
 from backups.engine.stores.folder import FolderStore
+from backups.engine.stores.memory import TOTAL
 from backups.models import RegionStores, Store
 from tenants.errors import Refused
 
@@ -32,21 +33,22 @@ OWN = "hearth-check"
 
 @contextlib.contextmanager
 @sensitive_variables()
-def opened(store: Store, server: uuid.UUID, *, make: bool = False) -> Iterator[base.Store]:
+def opened(store: Store, server: uuid.UUID, *, make: bool = False, memory: int = TOTAL) -> Iterator[base.Store]:
     """Open what a store holds of one server. Raises `StoreError`, `SecurityError`.
 
-    A folder is made only with `make`, and only where the store was checked: that mark is on its disk.
+    A folder is made only with `make`, and only where the store was checked: that mark is on its disk. `memory` bounds
+    what a bucket's calls together hold, in bytes.
     """
     if store.kind == Store.Kind.FOLDER:
         root = Path(store.folder)
         yield FolderStore(store.code, root / str(server), make=make and (root / OWN).is_dir())
         return
-    with contextlib.closing(_bucket(store, str(server))) as found:
+    with contextlib.closing(_bucket(store, str(server), memory)) as found:
         yield found
 
 
 @sensitive_variables()
-def _bucket(store: Store, prefix: str) -> Any:
+def _bucket(store: Store, prefix: str, memory: int = TOTAL) -> Any:
     from backups.engine.stores.connection import Bucket, Credentials  # noqa: PLC0415 (boto3 is large; few need it)
     from backups.engine.stores.s3 import S3Store  # noqa: PLC0415
 
@@ -59,7 +61,7 @@ def _bucket(store: Store, prefix: str) -> Any:
         credentials=given,
         tries=3,
     )
-    return S3Store(store.code, where)
+    return S3Store(store.code, where, memory=memory)
 
 
 @sensitive_variables()

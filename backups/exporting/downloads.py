@@ -1,26 +1,31 @@
 """An export's archive as its owner gets it: opened a chunk at a time on its way, from any byte on.
 
 What is authenticated before it is given is each chunk, and before the first of them the end: so the length that is
-announced is the right one, and a connection that broke goes on where it was.
+announced is the right one, and a connection that broke goes on where it was. A process gives few at once, and reads
+them in threads of their own: a store that is slow keeps nobody else waiting.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import os
 import re
+import threading
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, cast
 
-from asgiref.sync import sync_to_async
 from django.views.decorators.debug import sensitive_variables
 
 from backups import places
 from backups.engine.names import EXPORT_PURPOSE
 from backups.engine.stores.base import Store
+from backups.engine.stores.memory import MIB
 from backups.exporting.models import Export
 from security.keyring import deks
 from security.streams import CHUNK_SIZE, SEALED_SIZE, Context, DataKey, SeekableReader
@@ -28,7 +33,12 @@ from security.streams import CHUNK_SIZE, SEALED_SIZE, Context, DataKey, Seekable
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-Pieces = Generator[bytes, None, None]
+MOST = 8
+"""Downloads at once in one process: each holds a store's connections, and up to `MEMORY` beside a few chunks."""
+MOST_OF_ONE = 3
+"""Of them for one organisation: whoever takes an archive in many ranges leaves room for others."""
+MEMORY = 8 * MIB
+_THREADS = ThreadPoolExecutor(MOST, thread_name_prefix="download")
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
@@ -63,45 +73,90 @@ def span(header: str, size: int) -> Span | None:
     return Span(begin, end)
 
 
+class Crowded(Exception):
+    """As many downloads are being given as may be at once."""
+
+
+class Pieces:
+    """Bytes on their way, with the first of them there. Whoever takes them slowly holds no thread meanwhile."""
+
+    def __init__(self, found: Generator[bytes, None, None]) -> None:
+        self._found = found
+        self._alone = threading.Lock()
+        self._closed = False
+        self._first = next(found)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        loop = asyncio.get_running_loop()
+        try:
+            while piece := await loop.run_in_executor(_THREADS, self._next):
+                yield piece
+        finally:
+            self.close()
+
+    def __del__(self) -> None:
+        self.close()  # of whoever hung up before there was an answer
+
+    def close(self) -> None:
+        """Let go of the store, soon: what is on its way from it is waited for, but not by the caller."""
+        if self._closed:
+            return
+        self._closed = True
+        with contextlib.suppress(RuntimeError):  # the process ends
+            _THREADS.submit(_close, self._found, self._alone)
+
+    def _next(self) -> bytes:
+        with self._alone:
+            first, self._first = self._first, b""
+            return first or next(self._found, b"")
+
+
 @sensitive_variables()
 def pieces(export: Export, wanted: Span) -> Pieces:
     """Return bytes of an export's archive, opened and ready to be read.
 
-    Raises `StoreError`, `StreamError`, `SecurityError` at once where the archive can't be had.
+    Raises `Crowded`, and `StoreError`, `StreamError`, `SecurityError` at once where the archive can't be had.
     """
-    found = _pieces(export, wanted)
-    first = next(found)
-    return _after(first, found)
+    return Pieces(_pieces(export, wanted))
 
 
-async def apart(found: Pieces) -> AsyncIterator[bytes]:
-    """Read pieces in a thread of their own, one at a time: whoever takes them slowly holds no thread meanwhile."""
-    ahead = sync_to_async(_next, thread_sensitive=False)
-    try:
-        while (piece := await ahead(found)) != b"":
-            yield piece
-    finally:
-        with contextlib.suppress(ValueError):  # its thread is still at it, and closes it when it is let go
-            found.close()
+def _close(found: Generator[bytes, None, None], alone: threading.Lock) -> None:
+    with alone:
+        found.close()
 
 
-def _next(found: Pieces) -> bytes:
-    return next(found, b"")
+class _Room:
+    """Counts the downloads of this process."""
+
+    def __init__(self) -> None:
+        self._alone = threading.Lock()
+        self._given: Counter[uuid.UUID] = Counter()
+
+    @contextlib.contextmanager
+    def taken(self, organisation: uuid.UUID) -> Iterator[None]:
+        with self._alone:
+            if self._given.total() >= MOST or self._given[organisation] >= MOST_OF_ONE:
+                raise Crowded
+            self._given[organisation] += 1
+        try:
+            yield
+        finally:
+            with self._alone:
+                self._given[organisation] -= 1
+                self._given += Counter()  # forgets those that have none
 
 
-def _after(first: bytes, rest: Pieces) -> Pieces:
-    with contextlib.closing(rest):
-        yield first
-        yield from rest
+_ROOM = _Room()
 
 
 @sensitive_variables()
-def _pieces(export: Export, wanted: Span) -> Pieces:
+def _pieces(export: Export, wanted: Span) -> Generator[bytes, None, None]:
     server, organisation = export.restore.source_id, export.restore.source.organisation_id
     context = Context(organisation=str(organisation), server=str(server), path=export.object, restore_point="")
     whose = deks.Context(organisation, EXPORT_PURPOSE, server, export.object)
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(places.opened(export.restore.store, server))
+        stack.enter_context(_ROOM.taken(organisation))
+        store = stack.enter_context(places.opened(export.restore.store, server, memory=MEMORY))
         identity = cast("uuid.UUID", export.key)
         with deks.open_data_key(identity, whose) as opened:
             key = DataKey(identity, bytes(opened.value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 from accounts.decorators import member_area
 from backups.engine.stores.base import StoreError
 from backups.exporting import downloads, reads, verbs
-from backups.exporting.downloads import Span, Unsatisfiable
+from backups.exporting.downloads import Crowded, Span, Unsatisfiable
 from backups.exporting.forms import ExportForm
 from backups.exporting.models import Export
 from backups.restoring import choices
@@ -24,6 +25,7 @@ from tenants.access import MISSING, get_server
 from tenants.errors import Refused
 from tenants.models import Server
 
+log = logging.getLogger(__name__)
 What = Export.What
 
 
@@ -80,11 +82,14 @@ def download_export(request: HttpRequest, slug: str, server_id: uuid.UUID, expor
     span = wanted or Span(0, export.bytes)
     try:
         found = downloads.pieces(export, span)
+    except Crowded:
+        return _later("As many downloads are going on as can at once. Go on with this one when another is done.", 30)
     except (StoreError, StreamError, SecurityError) as error:
-        messages.error(request, f"The archive can't be read just now: {error} Try again in a few minutes.")
-        return redirect("server_exports", slug, server_id)
+        log.warning("The archive of export %s could not be given: %s", export.pk, error)
+        text = "The archive can't be read just now. Try again in a few minutes. If that stays so, export again."
+        return _later(text, 300)
     verbs.downloaded(request.user, export=export, begin=span.begin)
-    answer = StreamingHttpResponse(downloads.apart(found), status=status, headers=headers)
+    answer = StreamingHttpResponse(found, status=status, headers=headers)
     return cast("HttpResponse", answer)  # as far as decorators care, it is one
 
 
@@ -100,6 +105,12 @@ def remove_export(request: HttpRequest, slug: str, server_id: uuid.UUID, export_
     else:
         messages.success(request, "The archive can't be downloaded any more, and is removed within minutes.")
     return redirect("server_exports", slug, server_id)
+
+
+def _later(text: str, seconds: int) -> HttpResponse:
+    """Answer a download that has to wait. It is no page: a program that goes on would append that to the archive."""
+    headers = {"Retry-After": str(seconds)}
+    return HttpResponse(f"{text}\n", status=503, content_type="text/plain; charset=utf-8", headers=headers)
 
 
 def _export(server: Server, export_id: uuid.UUID) -> Export:
