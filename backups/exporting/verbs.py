@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from django.db import transaction
-from django.db.models import F
+from django.db.models import F, Q
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -61,6 +61,7 @@ def export(
             "remove one of them first."
         )
     operation = services.begin(Operation.Kind.EXPORT, server=locked, version=choice.version)
+    _let_failed_go(locked)
     row = Restore.objects.create(
         operation=operation, source=locked, store=choice.store, point=choice.point, moment=choice.moment,
         mode=Restore.Mode.EXPORT, version=choice.version, asked_by=str(actor)[:254], total_bytes=choice.bytes,
@@ -122,8 +123,12 @@ def newest(server: Server, store: Store | None = None) -> Choice:
 
 
 def kept(server: Server) -> Any:
-    """Return the exports of a server that take room: those that are made, and whose archives are there."""
-    rows = Export.objects.filter(restore__source=server, removed__isnull=True)
+    """Return the exports of a server that take room in the store: those that are made, and whose archives are there.
+
+    Not those that failed: what they fetched goes with the next one.
+    """
+    counts = Q(ready__isnull=False) | Q(restore__operation__state__in=Operation.OPEN)
+    rows = Export.objects.filter(counts, restore__source=server, removed__isnull=True)
     return rows.select_related("restore__operation", "restore__source", "restore__store")
 
 
@@ -141,6 +146,13 @@ def refuse_unfit(server: Server) -> None:
             "backups are safe. Ask support: they export it for you."
         )
     choices.refuse_unfit(server)
+
+
+def _let_failed_go(server: Server) -> None:
+    """Let go what earlier exports fetched that failed: nobody tries them again once another one was begun with."""
+    failed = {"source": server, "mode": Restore.Mode.EXPORT, "operation__state": Operation.State.FAILED}
+    rows = Restore.objects.filter(**failed).exclude(holds=Restore.Holds.GONE)
+    rows.update(keep_until=timezone.now())
 
 
 def _refuse_nonsense(what: str, room: str, tables: Sequence[str], format_: str) -> None:
