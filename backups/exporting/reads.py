@@ -26,7 +26,9 @@ class Page:
     unfit: str
     """Why nothing can be exported now; empty: it can."""
     choice: Choice | None
-    """The latest that can be exported."""
+    """The latest that can be exported; None: another moment has to be chosen."""
+    unsure: str
+    """Why that is so."""
     keep_days: int
 
     @property
@@ -60,10 +62,15 @@ def rows(server: Server) -> QuerySet[Export]:
 def page(server: Server) -> Page:
     """Read what there is to show."""
     exports = [each for each in rows(server)[:SHOWN] if each.removed is None or each.has_failed]
-    unfit, choice = "", None
+    keep_days = int(settings.HEARTH["HEARTH_EXPORT_KEEP_DAYS"])
     try:
         verbs.refuse_unfit(server)
-        choice = verbs.newest(server)
     except Refused as refusal:
-        unfit = refusal.message
-    return Page(exports, unfit, choice, int(settings.HEARTH["HEARTH_EXPORT_KEEP_DAYS"]))
+        return Page(exports, refusal.message, None, "", keep_days)
+    try:
+        return Page(exports, "", verbs.newest(server), "", keep_days)
+    except Refused as refusal:
+        # What is newest may be damaged: what is older can be taken along all the same.
+        some = choices.points(server) or choices.moments(server)
+        unfit, unsure = ("", refusal.message) if some else (refusal.message, "")
+    return Page(exports, unfit, None, unsure, keep_days)

@@ -128,10 +128,13 @@ def stores(server: Server) -> list[Store]:
 
 
 def estimate(region: str, size: int, *, exports: bool = False) -> float | None:
-    """Return about how many seconds `size` bytes take, at the speed of the region's latest restores, or exports."""
+    """Return about how many seconds `size` bytes take, at the speed of the region's latest restores, or exports.
+
+    Of exports only those of everything tell: of others the archive is small, and most of the time passes before it.
+    """
     done = Restore.objects.filter(source__region=region, seconds__gt=0, total_bytes__gt=0).order_by("-begun")
-    is_export = Q(mode=Restore.Mode.EXPORT)
-    done = done.filter(is_export if exports else ~is_export)
+    of_all = Q(mode=Restore.Mode.EXPORT, export__what="everything")
+    done = done.filter(of_all if exports else ~Q(mode=Restore.Mode.EXPORT))
     rows = done.values_list("total_bytes", "seconds")[:MEASURED]
     read, took = sum(row[0] for row in rows), sum(float(row[1] or 0) for row in rows)
     return size * took / read if read else None
