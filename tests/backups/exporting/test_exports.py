@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,11 @@ from django.utils import timezone
 
 from accounts.models import User
 from audit.models import AuditEvent
+from backups import places
+from backups.engine.stores.base import Store, StoreError
 from backups.exporting import upkeep, verbs
 from backups.models import Export, Line, Restore, RestorePoint
+from backups.restoring import choices
 from backups.restoring import upkeep as restoring
 from backups.restoring import verbs as restores
 from provisioning import services
@@ -169,6 +174,82 @@ def test_a_failed_one_is_tried_again_within_a_day(berry: Server, provider: Scrip
     services.retry_operation(alice, operation=operation)
     carry_out(provider, export, b"archive")
     assert export.can_be_downloaded()
+
+
+def test_those_that_failed_do_not_count(berry: Server, provider: ScriptedProvider, alice: User) -> None:
+    failed = []
+    for _ in range(verbs.MOST_KEPT):
+        failed.append(verbs.export(alice, server=berry, what="tables", tables=["none"]))
+        operation = look(failed[-1].restore.operation)
+        said = Recovering("failed", code="BadRequest", text="There is no such table.")
+        provider.recovered[str(failed[-1].restore.instance)] = said
+        assert look(operation).state == "failed"
+    last = verbs.export(alice, server=berry, what="tables", tables=["users"])
+    carry_out(provider, last, b"archive")
+    for _ in failed:
+        restoring.tidy()  # one at a time, as with everything that is done with a server
+        drop = Operation.objects.filter(kind="drop").latest("created")
+        assert look(drop).state == "succeeded", drop.error
+    assert set(Restore.objects.values_list("holds", flat=True)) == {"gone"}
+    assert Export.objects.get(pk=last.pk).can_be_downloaded()
+
+
+def test_how_long_it_takes_is_told_by_exports_of_everything(
+    berry: Server, provider: ScriptedProvider, alice: User
+) -> None:
+    speeds = {"everything": 1000, "tables": 1}
+    for what, size in speeds.items():
+        export = verbs.export(alice, server=berry, what=what, tables=["users"])
+        carry_out(provider, export, b"archive")
+        told = {"seconds": 10, "total_bytes": size * 10, "begun": timezone.now()}
+        Restore.objects.filter(pk=export.pk).update(**told)
+    assert choices.estimate(berry.region, 5000, exports=True) == 5
+    assert choices.estimate(berry.region, 5000) is None, "nothing was restored"
+
+
+def test_a_store_that_fails_is_asked_once_and_keeps_others_waiting_no_longer(
+    berry: Server, provider: ScriptedProvider, alice: User, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    for _ in range(2):
+        made.append(verbs.export(alice, server=berry, what="everything"))
+        carry_out(provider, made[-1], b"archive")
+    Export.objects.update(keep_until=timezone.now() - timedelta(seconds=1))
+    asked = []
+
+    @contextlib.contextmanager
+    def hangs(*_: object) -> Iterator[Store]:
+        asked.append(upkeep.sweep())  # what the next worker does meanwhile
+        raise StoreError("It does not answer.", code="StoreAway")
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(places, "opened", hangs)
+        assert upkeep.sweep() == 0
+        assert upkeep.sweep() == 0
+    assert asked == [0], "one worker, one export: the others wait for an hour"
+    assert not any(export.can_be_downloaded() for export in Export.objects.all())
+    Export.objects.update(keep_until=timezone.now() - timedelta(seconds=1))
+    assert upkeep.sweep() == 2
+    assert [objects(tmp_path, export) for export in made] == [[], []]
+
+
+def test_one_that_can_not_be_removed_keeps_no_other(
+    berry: Server, provider: ScriptedProvider, alice: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        carry_out(provider, verbs.export(alice, server=berry, what="everything"), b"archive")
+    Export.objects.update(keep_until=timezone.now() - timedelta(seconds=1))
+    faults, real = [StoreError("It is locked.", code="StoreDenied", retry=False)], places.opened
+
+    def opened(*args: Any, **more: Any) -> Any:
+        if faults:
+            raise faults.pop()
+        return real(*args, **more)
+
+    monkeypatch.setattr(places, "opened", opened)
+    assert upkeep.sweep() == 1
+    assert Export.objects.filter(removed=None, keep_until__gt=timezone.now()).count() == 1
 
 
 def test_a_store_that_is_away_is_swept_later(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,8 +17,10 @@ from django.urls import reverse
 
 from accounts.models import User
 from audit.models import AuditEvent
-from backups.exporting import verbs
-from backups.models import Export
+from backups import places
+from backups.engine.stores.base import Store
+from backups.exporting import downloads, verbs
+from backups.models import Export, RestorePoint
 from tenants.models import Server
 from tests.backups.exporting.exported import carry_out
 from tests.cast import client_for
@@ -88,13 +93,78 @@ def test_an_archive_that_was_changed_is_not_given(
     (path,) = (tmp_path / str(berry.pk)).rglob("*.tar")
     whole = path.read_bytes()
     path.chmod(0o600)
-    client, page = client_for(alice), url("server_exports", berry)
+    client = client_for(alice)
     for wrong in (whole[:-1] + b"?", whole[:-CHUNK], whole[:200] + b"?" + whole[201:], b""):
         path.write_bytes(wrong)
-        answer = client.get(url("download_export", berry, export.pk))
-        assert (answer.status_code, answer["Location"]) == (302, page)
-        assert "be read just now" in client.get(page).content.decode()
+        answer = client.get(url("download_export", berry, export.pk), headers={"Range": "bytes=5-"})
+        assert (answer.status_code, answer["Content-Type"]) == (503, "text/plain; charset=utf-8")
+        assert int(answer["Retry-After"]) > 0
+        assert answer.content.decode().startswith("The archive can't be read just now. Try again"), "and nothing else"
     assert not AuditEvent.objects.filter(verb="server.export-download").exists()
+
+
+def test_few_downloads_at_once(berry: Server, alice: User, provider: ScriptedProvider) -> None:
+    export = verbs.export(alice, server=berry, what="everything")
+    data, client = carry_out(provider, export), client_for(alice)
+    link = url("download_export", berry, export.pk)
+    going = [client.get(link) for _ in range(downloads.MOST_OF_ONE)]
+    answer = client.get(link)
+    assert (answer.status_code, int(answer["Retry-After"]) > 0) == (503, True)
+    assert b"As many downloads" in answer.content
+    assert read(going.pop()) == data
+    assert download(client, export) == (200, data), "the place of one that ended is free"
+    for each in going:
+        each.close()  # whose client hung up before it took anything
+    until = time.monotonic() + 60
+    while downloads._ROOM._given and time.monotonic() < until:
+        time.sleep(0.01)
+    going = [client.get(link) for _ in range(downloads.MOST_OF_ONE)]
+    assert [read(each) for each in going] == [data] * downloads.MOST_OF_ONE
+
+
+def test_a_hung_up_download_keeps_nobody_waiting(
+    berry: Server, alice: User, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export = verbs.export(alice, server=berry, what="everything")
+    carry_out(provider, export)
+    answers, closed, real = threading.Event(), threading.Event(), places.opened
+
+    @contextlib.contextmanager
+    def slow(*args: Any, **more: Any) -> Iterator[Store]:
+        with real(*args, **more) as store:
+            try:
+                yield store
+            finally:
+                assert answers.wait(60)  # as a bucket does that waits for what is on its way
+                closed.set()
+
+    monkeypatch.setattr(places, "opened", slow)
+    answer = client_for(alice).get(url("download_export", berry, export.pk))
+
+    async def hang_up() -> None:
+        coming = cast("StreamingHttpResponse", answer).streaming_content
+        async for _ in cast("AsyncIterator[bytes]", coming):
+            break
+        answer.close()
+
+    asyncio.run(hang_up())
+    assert not closed.is_set()
+    answers.set()
+    assert closed.wait(60)
+
+
+def test_what_is_older_can_be_exported_when_the_newest_is_damaged(berry: Server, alice: User) -> None:
+    newest = RestorePoint.objects.latest("at")
+    RestorePoint.objects.filter(pk=newest.pk).update(state="damaged", damage="A file is not what was written.")
+    client, address = client_for(alice), url("server_exports", berry)
+    shown = client.get(address).content.decode()
+    assert "is damaged: A file is not" in shown
+    assert "Export everything" in shown
+    assert shown.count('<details class="disclosure" open>') == 3
+    older = RestorePoint.objects.earliest("at")
+    assert client.post(address, {"what": "everything"}).status_code == 200
+    assert client.post(address, {"what": "everything", "point": older.identity}).status_code == 302
+    assert Export.objects.get().restore.point == older.identity
 
 
 def test_whoever_is_no_owner_gets_nothing(
