@@ -114,7 +114,7 @@ def test_table(situation: Situation, phase: str, reason: str) -> None:
     assert verdict[2] or phase == "ready", "every reason has a sentence"
 
 
-BESIDE = ("restore", "copy", "switch", "go-back", "drop")
+BESIDE = ("restore", "copy", "switch", "go-back", "drop", "export")
 """Kinds that work beside the server until they stop it."""
 
 
