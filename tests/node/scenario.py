@@ -48,7 +48,7 @@ SIZE = {"vcpu": 4, "memory_gb": 8, "disk_gb": 40, "object_gb": 100}
 """The smallest at which Hearth gives a server workers."""
 BEGUN = ("begin", "operators", "region", "create", "talk", "back_up")
 WAYS = {
-    "life": (*BEGUN, "resize", "suspend", "resume", "go_back", "upgrade", "change_over", "delete"),
+    "life": (*BEGUN, "resize", "suspend", "resume", "go_back", "upgrade", "change_over", "bring_back", "delete"),
     "restore": (*BEGUN, "bring_back", "delete"),
 }
 """What is done, by `NODE`."""
