@@ -135,7 +135,8 @@ class Restore:
         folder.state.point = point.id
         folder.save()
         if not folder.state.data:
-            media = point.media_bytes if self._request.media else 0
+            beside = self._request.media and disk.same(self._data, Path(self._request.media))
+            media = point.media_bytes if beside else 0
             wanted = point.database_bytes + 2 * AHEAD * SEGMENT_SIZE + media
             disk.check_room(self._data, wanted, spare=self._request.spare)
 

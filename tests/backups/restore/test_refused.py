@@ -17,9 +17,12 @@ import pytest
 from backups.engine import names, verify
 from backups.engine.catalogue import Catalogue
 from backups.engine.hearth import Order
+from backups.engine.names import SEGMENT_SIZE
 from backups.engine.replicate import Replication
+from backups.engine.restore import disk
 from backups.engine.restore.errors import RestoreError
 from backups.engine.restore.folder import Folder
+from backups.engine.restore.supply import AHEAD
 from backups.engine.stores.folder import FolderStore
 from tests.backups.engine.conftest import ORGANISATION, SERVER, wait_for
 from tests.backups.restore.conftest import Server
@@ -154,6 +157,20 @@ def test_damage_is_named_with_the_points_that_it_hits(backed: Server, what: str)
         assert error.points == (second.id,)
         backed.restore(backed.request("r2", point=first.id))
         assert backed.started(backed.request("r2")).value(ROWS) == []
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_media_need_no_room_where_only_the_database_goes(
+    backed: Server, monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    point = _catalogue(backed).need().point
+    free = point.database_bytes + 2 * AHEAD * SEGMENT_SIZE + point.media_bytes - 1
+    monkeypatch.setattr(disk, "_free", lambda _: free)
+    monkeypatch.setattr(disk, "same", lambda *_: beside)
+    if beside:
+        assert _refusal(backed).code == "DiskFull"
+    else:
+        backed.restore(backed.request())
 
 
 @pytest.mark.parametrize("what", ["base", "media"])  # read by two threads, of which each ends the other
