@@ -17,6 +17,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ class Pod:
             "sslrootcert": str(self._places.authority),
             "connect_timeout": 10,
         }
-        return settle_at(address, request.settle or Settle())
+        return settle_at(address, request.settle or Settle(), moment_of(request))
 
     def _restore(self, request: Request) -> None:
         # Only a restore needs PostgreSQL's programs.
@@ -170,6 +171,14 @@ class Pod:
             while not self._stop.wait(TURN):
                 if (ended := server.ended()) is not None:
                     raise RestoreError(str(ended), code="ReplayFailed", retry=True)
+
+
+def moment_of(request: Request) -> datetime | None:
+    """Return since when others may have seen more than the database has, if anybody says so.
+
+    The living server may not answer, and then only the time that has passed tells how much others have seen since.
+    """
+    return (request.settle and request.settle.moment) or request.to
 
 
 @contextlib.contextmanager

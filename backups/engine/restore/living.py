@@ -20,6 +20,15 @@ PATIENCE = 60.0
 """Seconds for which a database that does not answer is asked again."""
 CONNECT, PAUSE = 10, 2.0
 TRUSTED: dict[str, Any] = {"sslmode": "require", "channel_binding": "require"}
+LIVELY: dict[str, Any] = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+"""Who is gone in the middle of a query is noticed within half a minute: kernels wait for hours by themselves."""
+LONGEST = "-c statement_timeout=60000"
+"""Milliseconds for which it may work on an answer."""
 PASSWORDS = ("28P01", "28000")
 """SQLSTATE of a password or role that is refused: asking again changes nothing."""
 
@@ -55,6 +64,8 @@ def _ask(origin: Living) -> Since | None:
                 dbname=origin.database,
                 connect_timeout=CONNECT,
                 autocommit=True,
+                options=LONGEST,
+                **LIVELY,
                 **TRUSTED,
             ) as connection:
                 row = connection.execute(origin.query.encode()).fetchone()

@@ -70,6 +70,9 @@ class Settle(Part, frozen=True, kw_only=True):
     older: bool = False
     """Whoever is asked by `since.from` was itself brought back to a moment before these data, so it lacks accounts that
     they have: it locks more of them, and unlocks none and takes no rights away."""
+    moment: datetime | None = None
+    """Since when others may have seen more than is in a database that runs, with its zone; without it, since
+    `Request.to`. The longer ago, the further its streams go forward."""
     passwords: dict[str, str] = {}
     """New passwords of database roles: what was restored has those of that moment."""
 
@@ -127,7 +130,8 @@ def check(found: Request) -> Request:
     """Return the request if its parts fit together. Raises `RestoreError`."""
     if found.to is not None and found.point:
         raise _wrong("A restore goes to a moment or to a restore point, not to both")
-    if found.to is not None and found.to.tzinfo is None:
+    settled = found.settle.moment if found.settle else None
+    if any(each is not None and each.tzinfo is None for each in (found.to, settled)):
         raise _wrong("The moment has no time zone")
     return found
 

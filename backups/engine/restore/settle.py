@@ -22,7 +22,7 @@ import psycopg
 from psycopg import Cursor, sql
 
 from backups.engine.restore.errors import RestoreError
-from backups.engine.restore.living import asked
+from backups.engine.restore.living import LIVELY, asked
 from backups.engine.restore.replay import Server
 from backups.engine.restore.request import Request, Settle
 
@@ -136,6 +136,7 @@ def settle(
             f"The restored database could not be made ready for Synapse: {str(error).strip()}. Nothing was started, "
             "and nothing that ran before was touched.",
             code="SettleFailed",
+            retry=isinstance(error, psycopg.OperationalError),  # such as a connection that is lost in the middle
         ) from None
     return Settled(
         moved=moved,
@@ -151,11 +152,11 @@ def settle_at(address: Mapping[str, Any], wanted: Settle, moment: datetime | Non
     """Settle a database that runs, over the network, as the owner of its tables; return what was done, as evidence.
 
     `address` is what `psycopg.connect` takes. Again is right: the sequences go on from where they are. `moment`: of
-    when the data are, where the living server's own numbers can't be relied on. Raises `RestoreError`.
+    when the data are, without which only the living server's own numbers count. Raises `RestoreError`.
     """
     now = datetime.now(UTC)
     try:
-        with psycopg.connect(**{**address, "autocommit": True}) as connection:
+        with psycopg.connect(**{**LIVELY, **address, "autocommit": True}) as connection:
             return settle(connection, wanted, before=sequences(connection), moment=moment or now, now=now).told
     except psycopg.OperationalError as error:
         raise RestoreError(

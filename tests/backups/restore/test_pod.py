@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pytest
 from backups.engine.recovering import pod as pods
 from backups.engine.recovering.pod import Places, Pod
 from backups.engine.recovering.told import Told
+from backups.engine.restore.request import load
 from provisioning.providers.local.postgres import BIN
 from tests.backups.clusters import Cluster
 from tests.backups.engine.conftest import wait_for
@@ -30,6 +32,7 @@ from tests.backups.restore.ports import steady
 PASSWORD = "a-word-of-its-own"
 
 
+NOON = "2026-11-23T12:00:00+00:00"
 HOST = "127.0.0.1"
 
 
@@ -177,3 +180,14 @@ def test_what_is_not_there_yet_is_waited_for(ports: Ports, tmp_path: Path, monke
         ports.wait(state="running", step="settle", code="DiskFault")
         (tmp_path / "word").write_text("a word")
         ports.wait(state="running", step="settle", code="SettleFailed")  # nobody listens there
+
+
+@pytest.mark.parametrize(
+    ("more", "found"),
+    [({}, None), ({"to": NOON}, NOON), ({"settle": {"moment": NOON}}, NOON), ({"to": NOON, "settle": None}, NOON)],
+)
+def test_a_settling_knows_of_when_the_data_are(tmp_path: Path, more: dict[str, Any], found: str | None) -> None:
+    request = {"organisation": "o", "server": "s", "store": {"type": "folder", "path": "x"}, "data": "d", "work": "w"}
+    (tmp_path / "request.json").write_bytes(msgspec.json.encode(request | more))
+    moment = pods.moment_of(load(tmp_path / "request.json"))
+    assert moment == (None if found is None else datetime.fromisoformat(found))

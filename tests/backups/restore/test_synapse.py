@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ import pytest
 from backups.engine.restore import living
 from backups.engine.restore.errors import RestoreError
 from backups.engine.restore.request import Living, Settle, Since
+from backups.engine.restore.settle import A_SECOND, MARGIN, settle_at
 from provisioning.matrix import Homeserver as Client
 from provisioning.matrix import MatrixError
 from tests.backups.restore.synapse import SINCE, Backed, Person, agent, backed
@@ -70,6 +72,19 @@ def test_clients_go_on_after_a_server_went_back_in_time(backed: Backed, monkeypa
             assert gone.refusal() == errcode
         _has_left(client, secrets, dora, alice, room)
         assert _download(url, media["content_uri"], alice.token) == {"a": 1}
+    _counts_the_time(backed)
+
+
+def _counts_the_time(backed: Backed) -> None:
+    """Settled again where it runs, its streams go forward by all the time that somebody says."""
+    address = {"host": str(backed.cluster.folder), "user": "postgres", "dbname": "synapse"}
+    address["password"] = backed.cluster.unit.superuser_password
+    day = timedelta(days=1)
+    before, after = (
+        settle_at(address, Settle(sessions="all"), moment)["sequences"]["events_stream_seq"]
+        for moment in (None, datetime.now(UTC) - day)
+    )
+    assert after - before >= A_SECOND * day.total_seconds() + MARGIN
 
 
 def _asks_for_itself(backed: Backed, since: Since, monkeypatch: pytest.MonkeyPatch) -> None:
