@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from provisioning.operator.children import Place
-from provisioning.operator.observed import Observed, Told
+from provisioning.operator.observed import Observed, Told, condition
 
 CLUSTER = Place("Cluster", "postgres")
 RUNNING, DONE, FAILED, CANCELLED = "running", "done", "failed", "cancelled"
@@ -30,6 +30,9 @@ def progress(spec: Mapping[str, Any], status: Mapping[str, Any], seen: Observed)
     same = all(before.get(key) == text for key, text in found.items())
     if same and before.get("state") in (DONE, FAILED):
         return before
+    if found["mode"] == "restore" and _is_done(before, status, seen):
+        # Asked for again by somebody who did not know yet that it is done. They settle what is here afterwards.
+        return before | found
     step = {"step": COPY, "result": before.get("result") or {}} if _copies(before, found["mode"]) else {}
     if wanted.get("cancelled"):
         return found | {"state": CANCELLED} | step
@@ -65,6 +68,12 @@ def sentence(found: Mapping[str, Any]) -> str:
 def _copies(before: Mapping[str, Any], mode: str, *, done: bool = False) -> bool:
     begun = before.get("mode") == mode == "restore" and before.get("step") == COPY
     return begun and (done or before.get("state") != DONE)
+
+
+def _is_done(before: Mapping[str, Any], status: Mapping[str, Any], seen: Observed) -> bool:
+    """Say whether the Cluster holds what was brought back, and nobody has lived on it since."""
+    whole = before.get("mode") == "restore" and before.get("state") == DONE and CLUSTER in seen.children
+    return whole and condition(status, "Ready").get("reason") == REASONS[DONE]
 
 
 _NOT_EMPTY: dict[str, Any] = {

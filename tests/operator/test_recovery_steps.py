@@ -45,6 +45,19 @@ def test_a_copy_goes_on_with_another_revision_and_is_done_when_the_cluster_is_he
     assert done == {**COPYING, "revision": "v2", "state": "done"}
 
 
+@pytest.mark.parametrize("reason", ["Recovered", "Answers"])
+def test_what_is_done_is_asked_for_again_in_the_same_moment(reason: str) -> None:
+    done = {**COPYING, "state": "done"}
+    status = {"recovery": done, "conditions": [{"type": "Ready", "status": "False", "reason": reason}]}
+    found = recovery.progress(wanted("v2"), status, seen(healthy=True))
+    assert found is not None
+    if reason == "Recovered":
+        assert found == {**done, "revision": "v2"}
+        assert recovery.progress(wanted("v2"), {**status, "recovery": found}, seen(healthy=True)) == found
+    else:  # somebody has lived here since
+        assert (found["state"], found["code"]) == ("failed", "NotEmpty")
+
+
 def test_nothing_is_copied_before_it_is_written_down_that_there_is_something() -> None:
     found = recovery.progress(wanted(), {}, seen(told=says("serving", result=RESULT)))
     assert found is not None
