@@ -32,13 +32,19 @@ class Wanted:
     moment: datetime | None = None
 
 
-def settle(since: Mapping[str, Any] | None, *, older: bool = False) -> dict[str, Any]:
+def settle(since: Mapping[str, Any] | None, *, older: bool = False, moment: datetime | None = None) -> dict[str, Any]:
     """Return what is changed before Synapse starts on it. `since`: what the living server says of now.
 
     Who can't be asked can't say which sessions were ended since then; so all of them are. `older`: the living server
     was itself brought back to a moment before these data, so it lacks accounts that they have. Whom it doesn't name
-    is then as the data say: it locks more accounts, and unlocks none and takes no rights away.
+    is then as the data say: it locks more accounts, and unlocks none and takes no rights away. `moment`: the time that
+    has passed since then tells how many numbers others may have seen, where nobody else can.
     """
+    found = _settled(since, older=older)
+    return found if moment is None else {**found, "moment": moment.isoformat()}
+
+
+def _settled(since: Mapping[str, Any] | None, *, older: bool) -> dict[str, Any]:
     if since is None:
         return {"sessions": "all"}
     if "from" in since:  # who brings it back asks the living server itself

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.db.models import Exists, OuterRef, QuerySet
+from django.utils import timezone
 
 from backups.models import Restore
 from provisioning.models import Operation, OperationStep
@@ -14,6 +15,8 @@ from provisioning.spec import ABOUT_BACKUPS, BROUGHT_BACK
 from tenants.models import Server
 
 Holds = Restore.Holds
+SPARE = timedelta(hours=1)
+"""For the numbers that each settling adds beside: some dozens of times."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,17 @@ def knows_less(server: Server, moment: datetime) -> bool:
         return True
     restores = Restore.objects.filter(pk__in=[wanted["restore"] for _, wanted in changes])
     return any(to is None or to < moment for to in restores.values_list("moment", flat=True))
+
+
+def counted_from(row: Restore, *, back: bool) -> datetime | None:
+    """Return since when numbers count that others may have seen, should the living server not be able to tell.
+
+    `back`: what the server had before gets its place back. What was restored went ahead for all the time since its
+    moment, as often as it was settled: when it was brought back, and when the server got it. So as much counts twice.
+    """
+    if row.moment is None or not back:
+        return row.moment
+    return row.moment - ((row.switched or timezone.now()) - row.moment) - SPARE
 
 
 def _busy(server: Server) -> set[str]:

@@ -24,7 +24,7 @@ from backups.exporting import giving_way, requests
 from backups.models import Restore
 from backups.restoring import choices, grants
 from backups.restoring.away import patient
-from backups.restoring.reads import exchanged, knows_less
+from backups.restoring.reads import counted_from, exchanged, knows_less
 from backups.restoring.verbs import Kind
 from provisioning import checks, services
 from provisioning.engine import MAX_ATTEMPTS
@@ -268,7 +268,8 @@ def _call(context: Context, row: Restore, asked: tuple[ServerSpec, Recovery], *,
     spec, found = asked
     grant = uuid.UUID(found.request["grant"])
     older = context.operation.kind == Kind.GO_BACK or (row.moment is not None and knows_less(row.source, row.moment))
-    request = {**found.request, "settle": recoveries.settle(since, older=older)}
+    moment = counted_from(row, back=context.operation.kind == Kind.GO_BACK)
+    request = {**found.request, "settle": recoveries.settle(since, older=older, moment=moment)}
     context.provider.recover(spec, replace(found, request=request), fence=context.fence, progress=context.log)
     now = timezone.now()
     opened = {} if grant in (row.grant, row.instance) else {"grant": grant, "grant_fence": context.fence}

@@ -65,6 +65,12 @@ def is_done(provider: ScriptedProvider, row: Restore, **result: Any) -> None:
     provider.recovered[str(row.instance)] = told
 
 
+def settled(provider: ScriptedProvider, row: Restore) -> dict[str, Any]:
+    """Return what the provider was told to settle, but for since when numbers count."""
+    told = provider.recoveries[str(row.instance)].request["settle"]
+    return {part: value for part, value in told.items() if part != "moment"}
+
+
 def bring_back(provider: ScriptedProvider, row: Restore, operation: Operation | None = None) -> Operation:
     """Carry a restore (or a later operation about it) out to its end."""
     operation = look(operation or row.operation)

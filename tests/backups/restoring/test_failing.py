@@ -17,7 +17,7 @@ from provisioning.models import Operation
 from provisioning.providers.base import ProviderError, Recovering
 from security.errors import KeySourceError
 from tenants.models import Server
-from tests.backups.restoring.restorable import bring_back, hour_ago, is_done, log, look
+from tests.backups.restoring.restorable import bring_back, hour_ago, is_done, log, look, settled
 from tests.provisioning.fakes import ScriptedProvider
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -81,7 +81,7 @@ def test_after_its_exchange_a_restore_counts_also_if_it_failed(
     provider.known_since = {"locked": ["@mallory:berry"], "admins": ["@admin:berry"], "devices": [["@a:berry", "d"]]}
     later = verbs.restore(alice, server=berry, mode="beside", moment=hour_ago() + timedelta(minutes=30))
     look(later.operation)
-    assert provider.recoveries[str(later.instance)].request["settle"] == {
+    assert settled(provider, later) == {
         "sessions": "keep",
         "since": {"devices": [["@a:berry", "d"]]},
         "lock": ["@mallory:berry"],

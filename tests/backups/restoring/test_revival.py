@@ -26,7 +26,7 @@ from security.datakeys import services as datakeys
 from security.models import UnwrapGrant
 from security.streams import DataKey
 from tenants.models import Server
-from tests.backups.restoring.restorable import bring_back, look
+from tests.backups.restoring.restorable import bring_back, look, settled
 from tests.provisioning.fakes import ScriptedProvider
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -89,15 +89,13 @@ def test_it_comes_back_under_its_own_key_and_is_restored(
     provider.known_since = {"locked": [], "devices": [], "sequences": {"events_stream_seq": 3}}
     row = verbs.restore(alice, server=berry, mode="switch", point=final.identity, confirm=berry.server_name)
     bring_back(provider, row)
-    settled = provider.recoveries[str(row.instance)].request["settle"]
-    assert settled == {"sessions": "keep", "since": {"sequences": {"events_stream_seq": 3}}}, (
-        "an empty one knows nobody"
-    )
+    found = settled(provider, row)
+    assert found == {"sessions": "keep", "since": {"sequences": {"events_stream_seq": 3}}}, "an empty one knows nobody"
     Operation.objects.filter(pk=row.pk).update(state="failed")  # it did not answer with its data
     again = verbs.restore(alice, server=berry, mode="beside", point=final.identity)
     look(again.operation)
-    settled = provider.recoveries[str(again.instance)].request["settle"]
-    assert settled == {"sessions": "keep", "since": provider.known_since}, "by now it knows everybody"
+    found = settled(provider, again)
+    assert found == {"sessions": "keep", "since": provider.known_since}, "by now it knows everybody"
 
 
 def test_what_can_not_come_back_says_why(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from django.utils import timezone
@@ -19,7 +19,7 @@ from provisioning.status_writer import deciding_operation
 from security.models import UnwrapGrant
 from tenants.errors import Refused
 from tenants.models import Server
-from tests.backups.restoring.restorable import bring_back, hour_ago, is_done, log, look
+from tests.backups.restoring.restorable import bring_back, hour_ago, is_done, log, look, settled
 from tests.provisioning.fakes import ScriptedProvider
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -49,7 +49,8 @@ def test_a_server_is_replaced_only_after_what_was_brought_back_has_answered(
     assert (operation.state, provider.calls) == ("queued", ["prepare", "recovering", "since", "recover"])
     recovery = provider.recoveries[str(row.instance)]
     assert recovery.request["to"] == row.moment.isoformat()  # type: ignore[union-attr]
-    assert recovery.request["settle"] == {"sessions": "keep", "since": provider.known_since}
+    assert settled(provider, row) == {"sessions": "keep", "since": provider.known_since}
+    assert recovery.request["settle"]["moment"] == recovery.request["to"]
     assert recovery.request["grant"] == str(row.grant)
     assert (live_grants(), UnwrapGrant.objects.get().target) == (1, berry.pk)
     spec = provider.specs[str(row.instance)]
@@ -87,11 +88,17 @@ def test_and_back_again(berry: Server, provider: ScriptedProvider, alice: User) 
     provider.calls.clear()
     look(back)
     assert provider.calls == ["stop", "since", "recover"], "clients have seen more since then"
-    assert provider.recoveries[str(row.instance)].request["settle"] == {
+    assert settled(provider, row) == {
         "sessions": "keep",
         "since": {"devices": [["@a:berry", "d"]]},
         "lock": ["@mallory:berry"],
     }, "whom the restored server never knew stays locked, or admin"
+    row.refresh_from_db()
+    moment, switched = row.moment, row.switched
+    assert moment is not None
+    assert switched is not None
+    counted = datetime.fromisoformat(provider.recoveries[str(row.instance)].request["settle"]["moment"])
+    assert switched - counted > 2 * (switched - moment), "what was restored went ahead twice"
     look(back)
     assert back.state == "succeeded", back.error
     row.refresh_from_db()
@@ -109,7 +116,7 @@ def test_who_was_restored_before_unlocks_nobody_whom_it_never_knew(
     provider.known_since = said
     later = verbs.restore(alice, server=berry, mode="beside", moment=hour_ago() + timedelta(minutes=30))
     look(later.operation)
-    assert provider.recoveries[str(later.instance)].request["settle"] == {
+    assert settled(provider, later) == {
         "sessions": "keep",
         "since": {"devices": [["@a:berry", "d"]]},
         "lock": ["@mallory:berry"],
@@ -118,7 +125,7 @@ def test_who_was_restored_before_unlocks_nobody_whom_it_never_knew(
     look(Operation.objects.get(kind="drop"))
     earlier = verbs.restore(alice, server=berry, mode="beside", moment=hour_ago() - timedelta(minutes=30))
     look(earlier.operation)
-    settle = provider.recoveries[str(earlier.instance)].request["settle"]
+    settle = settled(provider, earlier)
     assert settle == {"sessions": "keep", "since": said}, "whom that moment knew, it knows too"
 
 

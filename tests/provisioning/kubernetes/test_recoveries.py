@@ -7,6 +7,7 @@ import json
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from tests.provisioning.kubernetes.resting import Resting
 from tests.provisioning.kubernetes.test_backing import BACKED_UP, BACKUP, STORE, WHERE
 
 pytestmark = pytest.mark.xdist_group("cluster")
+MOMENT = datetime(2026, 11, 24, 1, tzinfo=UTC)
 KEYS = {name: BACKUP["files"][name] for name in ("name.key", "store.json")}
 
 
@@ -53,7 +55,7 @@ class Ground:
             "store": store,
             "name_key_file": "name.key",
             "grant": str(uuid.uuid4()),
-            "settle": recoveries.settle(since, older=older),
+            "settle": recoveries.settle(since, older=older, moment=MOMENT),
         }
         return Recovery(self.spec.server_id, self.spec.server_id, "backups.engine", request, KEYS)
 
@@ -178,7 +180,7 @@ def test_the_engine_understands_what_it_is_asked(ground: Ground, tmp_path: Path)
     assert origin is not None
     assert (origin.host, origin.password) == (f"postgres-rw.hearth-{server}.svc", ground.spec.secrets["database"])
     assert "pg_sequences" in origin.query
-    assert (request.settle.older, request.settle.sessions) == (True, "keep")
+    assert (request.settle.older, request.settle.sessions, request.settle.moment) == (True, "keep", MOMENT)
     assert found["name.key"] == b"n" * 32
     assert request.hearth is not None
     again = found["password"]
