@@ -34,7 +34,7 @@ from backups.engine.media.build import name_key
 from backups.engine.media.index import File
 from backups.engine.objects import FILES, KeyService, Vault
 from backups.engine.progress import Progress
-from backups.engine.restore import disk, packing, plan, replay
+from backups.engine.restore import disk, packing, plain, plan, replay, sealed
 from backups.engine.restore.command import Restore
 from backups.engine.restore.errors import Cancelled, RestoreError
 from backups.engine.restore.media import MediaFetch, ObjectDamaged
@@ -42,7 +42,7 @@ from backups.engine.restore.replay import Server
 from backups.engine.restore.request import Request, placed
 from backups.engine.restore.telling import Telling
 from backups.engine.settings import FolderStoreAt, Part
-from backups.engine.stores.base import Store
+from backups.engine.stores.base import NoSuchObject, Store, StoreError
 from provisioning.providers.local.processes import describe_exit, spawn_argv
 from security.errors import SecurityError
 from security.streams import DataKey
@@ -55,7 +55,6 @@ SAFE = {"fsync": "on", "full_page_writes": "on"}
 _READ = 1 << 20
 _MEDIA = re.compile(rb"mxc://([^/\"\\]+)/([A-Za-z0-9_-]+)")
 _CONTENT = "local_content/"
-_LONGEST_NAME = 180
 
 
 class Export(Part, frozen=True, kw_only=True):
@@ -108,27 +107,54 @@ class Exporter:
         self._restored: dict[str, Any] = {}
 
     def run(self) -> dict[str, Any]:
-        """Export, and return how many files and bytes that are. Raises `RestoreError`, `StoreError`."""
+        """Export, and return how many files and bytes that are. Raises `RestoreError`."""
+        try:
+            with sealed.alone(Path(self._request.work)):
+                found = self._made() or self._make()
+                self._clear()
+        except StoreError as error:
+            text = f"{error} The database that was fetched stays; start the export again."
+            raise RestoreError(text, code=error.code, retry=error.retry) from None
+        except OSError as error:
+            raise disk.failed(error, error.filename or str(self._into)) from None
+        self._progress.say("exported", what=self._wanted.what, **found)
+        return found
+
+    def _made(self) -> dict[str, Any] | None:
+        """Return what an earlier call made of it, that ended before it could say so."""
+        found = sealed.noted(Path(self._request.work), self._wanted.archive) if self._wanted.archive else None
+        if found is not None:
+            try:
+                self._vault.store.head(found["object"])
+            except NoSuchObject:
+                return None
+        return found
+
+    def _make(self) -> dict[str, Any]:
         self._make_place()
         request = self._request
         if self._wanted.what == "everything":
             request = msgspec.structs.replace(request, configuration=str(self._into / CONFIGURATION))
         self._restored = Restore(request, self._vault.store, self._opens, _Inner(self._progress), self._stop).run()
-        try:
-            with disk.spared([self._into], request.spare, self._stop):
-                self._read()
-                found: dict[str, Any] = self._sums()
-                if self._wanted.archive:
-                    found |= self._archive()
-        except OSError as error:
-            raise disk.failed(error, error.filename or str(self._into)) from None
-        for place in (request.data, request.work):
-            disk.remove(Path(place))
-        if self._wanted.archive:
-            shutil.rmtree(self._into)
+        with disk.spared([self._into], request.spare, self._stop):
+            self._read()
+            found: dict[str, Any] = self._sums()
+            if self._wanted.archive:
+                found |= self._archive()
         found["last_commit"] = self._restored.get("last_commit", "")
-        self._progress.say("exported", what=self._wanted.what, **found)
+        if self._wanted.archive:
+            sealed.note(Path(request.work), self._wanted.archive, found)
         return found
+
+    def _clear(self) -> None:
+        """Remove what it was made of."""
+        for place in (Path(self._request.data), Path(self._request.work)):
+            if self._wanted.archive and disk.going(place).exists():
+                shutil.rmtree(disk.going(place))
+            if place.exists():
+                disk.remove(place)
+        if self._wanted.archive and self._into.exists():
+            shutil.rmtree(self._into)
 
     def _make_place(self) -> None:
         data, work = Path(self._request.data), Path(self._request.work)
@@ -205,11 +231,11 @@ class Exporter:
         try:
             identity, key = self._keys.fresh(names.EXPORT_PURPOSE, name)
         except (SecurityError, OSError) as error:
-            text = f"Hearth gives no key for the archive now: {error} What was fetched stays."
+            text = f"Hearth gives no key for the archive now: {error} The database that was fetched stays."
             raise RestoreError(text, code="KeysAway", retry=True) from None
         telling = Telling(self._progress, {"archive": packing.size_of(self._into)})
         telling.step("archive")
-        top = _safe(f"{self._restored['server_name']}-{self._wanted.what}")
+        top = plain.file_name(f"{self._restored['server_name']}-{self._wanted.what}")
         pieces = _told(packing.tar(self._into, top, self._stop), telling)
         ref = self._vault.put(name, pieces, key, FILES, "")
         return {"object": ref.name, "stored": ref.size, "plain": ref.plain, "sha256": ref.sha256, "key": str(identity)}
@@ -299,10 +325,11 @@ class Exporter:
 
     def _place(self, passing: Path, path: str, known: tuple[str, str, str, str]) -> tuple[Any, ...]:
         identity = _id_of(path)
-        target = Path("media") / identity / _safe(known[0])
+        target = Path("media") / identity / plain.file_name(known[0])
         (self._into / target).parent.mkdir(parents=True, exist_ok=True)
         (passing / path).replace(self._into / target)
-        return (identity, str(target), *known, (self._into / target).stat().st_size)
+        name, kind, *rest = known
+        return (identity, str(target), plain.cell(name), plain.cell(kind), *rest, (self._into / target).stat().st_size)
 
     def _sums(self) -> dict[str, int]:
         """Write the checksums of all files; return how many there are, and their bytes."""
@@ -349,14 +376,6 @@ def _id_of(path: str) -> str:
     return "".join(path.removeprefix(_CONTENT).split("/"))
 
 
-def _safe(name: str) -> str:
-    """Return a name that a file may have anywhere."""
-    found = re.sub(r"[\x00-\x1f/\\:*?\"<>|]", "_", name).strip(". ")
-    while len(found.encode()) > _LONGEST_NAME:
-        found = found[1:]
-    return found or "content"
-
-
 def _described(connection: psycopg.Connection[Any]) -> dict[str, tuple[str, str, str, str]]:
     """Return name, type, owner and time of uploaded files."""
     rows: Iterable[tuple[str, ...]] = connection.execute(
@@ -372,6 +391,6 @@ def _of_room(connection: psycopg.Connection[Any], room: str) -> set[str]:
     with connection.transaction(), connection.cursor("events") as cursor:
         cursor.execute("SELECT json FROM event_json WHERE room_id = %s AND json LIKE '%%mxc://%%'", [room])
         for (text,) in cursor:
-            plain = json.dumps(json.loads(text), ensure_ascii=False).encode()
-            found |= {match[2].decode() for match in _MEDIA.finditer(plain)}
+            event = json.dumps(json.loads(text), ensure_ascii=False).encode()
+            found |= {match[2].decode() for match in _MEDIA.finditer(event)}
     return found

@@ -100,8 +100,8 @@ def _told(progress: Progress, work: Callable[[], Any]) -> int:
     except RestoreError as error:
         return _failed(progress, error)
     except (SettingsError, StoreError) as error:
-        code = error.code if isinstance(error, StoreError) else "BadRequest"
-        return _failed(progress, RestoreError(str(error), code=code))
+        code, retry = (error.code, error.retry) if isinstance(error, StoreError) else ("BadRequest", False)
+        return _failed(progress, RestoreError(str(error), code=code, retry=retry))
     except Exception as error:  # somebody must hear of it in the way they listen
         traceback.print_exc()
         return _failed(progress, RestoreError(f"It broke: {error}", code="EngineFault"))
