@@ -54,8 +54,7 @@ def test_clients_go_on_after_a_server_went_back_in_time(backed: Backed, monkeypa
         since = msgspec.json.decode(backed.cluster.psql(SINCE), type=Since)
         _asks_for_itself(backed, since, monkeypatch)
         found = backed.back_to(moment, since=since)
-        assert found["settled"]["one_time_keys"] == 2
-        assert found["settled"]["deactivated"] == 1
+        assert [found["settled"][part] for part in ("one_time_keys", "deactivated")] == [2, 1]
         assert used
         # With the token from after the moment they hear what is said now, and each other's new keys.
         alice.say(room, "now")
