@@ -12,11 +12,9 @@ network policy of the pod lets nobody in but Hearth's operator.
 
 from __future__ import annotations
 
-import http.server
 import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import ClassVar, Literal
@@ -25,12 +23,12 @@ from urllib.parse import parse_qs, urlsplit
 import msgspec
 
 from backups.engine.agent import FINAL, Engine
+from backups.engine.answering import Handler, answered
 from backups.engine.hearth import Order
 from backups.engine.settings import Serve
 
 PASSING = 120.0
 """Seconds for which a fault may pass by itself before backups are said to fail."""
-SECONDS = 10.0
 LONGEST = 100
 FIRST_POINT, ENDED, WRITTEN = "FirstRestorePoint", "FinalBackupTaken", "Written"
 
@@ -133,24 +131,22 @@ class Watched:
                 self._engine.store_all()
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class _Handler(Handler):
     watched: ClassVar[Watched]
-    timeout = SECONDS
-    protocol_version = "HTTP/1.1"
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 (http.server names it)
         path = urlsplit(self.path).path
         if path == "/livez":
-            self._answer(HTTPStatus.OK, b"ok")
+            self.answer(HTTPStatus.OK, b"ok")
         elif path == "/readyz":
             status = self.watched.status()
-            self._answer(HTTPStatus.OK if status.ready else HTTPStatus.SERVICE_UNAVAILABLE, status.text.encode())
+            self.answer(HTTPStatus.OK if status.ready else HTTPStatus.SERVICE_UNAVAILABLE, status.text.encode())
         elif path == "/status":
             self._tell(HTTPStatus.OK)
         else:
-            self._answer(HTTPStatus.NOT_FOUND, b"")
+            self.answer(HTTPStatus.NOT_FOUND, b"")
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802 (http.server names it)
         found = urlsplit(self.path)
         given = parse_qs(found.query).get("id", [""])[0]
         try:
@@ -161,36 +157,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             else:
                 self.watched.store_all(given)
         except ValueError:
-            self._answer(HTTPStatus.BAD_REQUEST, b"")
+            self.answer(HTTPStatus.BAD_REQUEST, b"")
         else:
             self._tell(HTTPStatus.ACCEPTED)
 
     def _tell(self, code: HTTPStatus) -> None:
-        self._answer(code, msgspec.json.encode(self.watched.status()))
-
-    def _answer(self, code: HTTPStatus, body: bytes) -> None:
-        self.send_response(code)
-        self.send_header("Content-Length", str(len(body)))
-        # One request for each connection: a body that nobody read can't be taken for the next request.
-        self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class names it)
-        """Say nothing: it is asked every few seconds."""
+        self.answer(code, msgspec.json.encode(self.watched.status()))
 
 
-@contextmanager
-def served(engine: Engine, at: Serve) -> Iterator[int]:
+def served(engine: Engine, at: Serve) -> AbstractContextManager[int]:
     """Answer while the block lasts; give the port. Raises `OSError`."""
-    handler = type("Handler", (_Handler,), {"watched": Watched(engine)})
-    server = http.server.ThreadingHTTPServer((at.host, at.port), handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, name="serving", daemon=True)
-    thread.start()
-    try:
-        yield int(server.server_address[1])
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    return answered(type("Handler", (_Handler,), {"watched": Watched(engine)}), at.host, at.port)

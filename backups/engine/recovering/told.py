@@ -8,19 +8,17 @@ It has no secret and no password; the network policy of the pod lets nobody in b
 
 from __future__ import annotations
 
-import http.server
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from http import HTTPStatus
 from typing import Any, ClassVar, Literal
 
 import msgspec
 
+from backups.engine.answering import Handler, answered
 from backups.engine.progress import Progress
 from backups.engine.restore.errors import RestoreError
 
-SECONDS = 10.0
 State = Literal["running", "serving", "done", "failed"]
 
 
@@ -83,40 +81,18 @@ class Told(Progress):
             self._status = msgspec.structs.replace(self._status, **values)
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class _Handler(Handler):
     told: ClassVar[Told]
-    timeout = SECONDS
-    protocol_version = "HTTP/1.1"
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 (http.server names it)
         if self.path in ("/livez", "/readyz"):
-            self._answer(HTTPStatus.OK, b"ok")
+            self.answer(HTTPStatus.OK, b"ok")
         elif self.path == "/status":
-            self._answer(HTTPStatus.OK, msgspec.json.encode(self.told.status))
+            self.answer(HTTPStatus.OK, msgspec.json.encode(self.told.status))
         else:
-            self._answer(HTTPStatus.NOT_FOUND, b"")
-
-    def _answer(self, code: HTTPStatus, body: bytes) -> None:
-        self.send_response(code)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class names it)
-        """Say nothing: it is asked every few seconds."""
+            self.answer(HTTPStatus.NOT_FOUND, b"")
 
 
-@contextmanager
-def answering(told: Told, host: str, port: int) -> Iterator[int]:
+def answering(told: Told, host: str, port: int) -> AbstractContextManager[int]:
     """Answer while the block lasts; give the port. Raises `OSError`."""
-    server = http.server.ThreadingHTTPServer((host, port), type("Handler", (_Handler,), {"told": told}))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, name="telling", daemon=True)
-    thread.start()
-    try:
-        yield int(server.server_address[1])
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    return answered(type("Handler", (_Handler,), {"told": told}), host, port)
